@@ -1,0 +1,280 @@
+"""Everything this package raises, as one tree.
+
+    MessageQueueError
+    ├── ConfigurationError            also a ValueError: refused before anything is sent
+    │   ├── HandlerSignatureError     a handler asks for what it cannot get
+    │   ├── PoolTooSmallError         fewer connections than this application needs
+    │   └── QueueMismatchError        another process uses the queue by other rules
+    ├── NotInitializedError           used before `initialize()` or after `close()`
+    ├── WrongLoopError                used on a second event loop, or after a fork
+    ├── EncodeError                   a body or header that cannot be sent
+    ├── DecodeError                   a stored entry that is not what the handler asks for
+    ├── PublishUncertainError         no answer in time: stored or not, `retry()` is safe
+    ├── PublishManyError              `produce_many` stopped in the middle; says what is stored
+    ├── BacklogError                  too many sends are waiting and `produce_timeout` has passed
+    ├── QueueDeletedError             the queue or group was deleted on purpose
+    └── ServerError                   what Redis, or the line to it, said
+        ├── ConnectionLostError       no connection, or it broke before the answer came
+        ├── ServerNotReadyError       loading, failing over, moved: passes by itself
+        ├── ServerFullError           writes are refused (memory, disk, replicas): nothing stored
+        ├── AuthenticationError       user or password
+        ├── PermissionDeniedError     the user may not run the command
+        ├── WrongKeyTypeError         the key holds something that is not a queue's
+        ├── UnsupportedServerError    too old, or not a Redis server
+        └── CommandRefusedError       any other error reply
+
+What a handler raises to steer (`RetryMessage`, `RejectMessage`) is not under the root, so that
+`except MessageQueueError` in a handler cannot swallow it.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Sequence
+
+    from typing_extensions import Self
+
+
+class MessageQueueError(Exception):
+    """The root of what this package raises."""
+
+
+class ConfigurationError(MessageQueueError, ValueError):
+    """A setting breaks a rule; the text has the rule and the offender. Nothing was sent."""
+
+
+class HandlerSignatureError(ConfigurationError, TypeError):
+    """A handler's parameters cannot be served; found when it is registered."""
+
+
+class PoolTooSmallError(ConfigurationError):
+    """The pool has fewer connections than the queues and consumers built on it need.
+
+    Found at start: an exhausted pool in operation would stop acknowledgements.
+
+    Attributes:
+        available: What the pool may open at most.
+        needed: What this application needs at least.
+    """
+
+    def __init__(self, available: int, needed: int) -> None:
+        """State both numbers and the mend."""
+        noun = "connection" if available == 1 else "connections"
+        super().__init__(
+            f"pool has {available} {noun}, this application needs at least {needed}: "
+            f"pass max_connections={needed}"
+        )
+        self.available = available
+        self.needed = needed
+
+
+class QueueMismatchError(ConfigurationError):
+    """The queue is already in use with another setting all its users must share."""
+
+
+class NotInitializedError(MessageQueueError):
+    """The object is not open: call `await initialize()` or use `async with`. Nothing was sent."""
+
+
+class WrongLoopError(MessageQueueError):
+    """The object belongs to another event loop, or to the parent of this process.
+
+    Make one queue (and `Connection`) per loop and process. Nothing was sent.
+    """
+
+
+class EncodeError(MessageQueueError):
+    """The body or a header cannot be sent as asked. Nothing was sent."""
+
+
+class DecodeError(MessageQueueError):
+    """A stored entry cannot be made into what the handler asks for.
+
+    The entry is dead-lettered with reason `decode`: it neither loops nor disappears.
+    """
+
+
+class BacklogError(MessageQueueError):
+    """The server is away and the bound on waiting sends was full for `produce_timeout`.
+
+    Nothing was sent for this call; producing it again is safe.
+    """
+
+
+class PublishUncertainError(MessageQueueError):
+    """No answer came within `produce_timeout`: the message may or may not be in the stream.
+
+    `await error.retry()` is safe: it sends the same identity again, and the message is stored
+    once, whichever happened the first time. Calling `produce()` again may store it twice.
+    """
+
+    def __init__(self, text: str, again: Callable[[], Awaitable[str]]) -> None:
+        """Keep the way to send the same identity again."""
+        super().__init__(text)
+        self._again = again
+
+    async def retry(self) -> str:
+        """Send the same message under its first identity again.
+
+        Returns:
+            The id under which it is stored, once.
+
+        Raises:
+            PublishUncertainError: Still no answer; this error's `retry()` is safe again.
+            MessageQueueError: The identity is too old to be recognised by the server, or the
+                server refuses the message.
+        """
+        return await self._again()
+
+
+class PublishManyError(MessageQueueError):
+    """`produce_many` stopped before its end; the cause is in `__cause__`.
+
+    Attributes:
+        ids: For each body taken from the iterable, in order: the id it is stored under, or None
+            when it is not known to be stored. Bodies behind the last one were not looked at.
+        uncertain: Positions in `ids` that may or may not be stored.
+    """
+
+    def __init__(
+        self, text: str, ids: Sequence[str | None], uncertain: Sequence[int]
+    ) -> None:
+        """Keep what is known of each body."""
+        super().__init__(text)
+        self.ids = list(ids)
+        self.uncertain = list(uncertain)
+
+    @property
+    def stored(self) -> list[str]:
+        """The ids that are stored for certain, in order."""
+        return [message_id for message_id in self.ids if message_id is not None]
+
+
+class QueueDeletedError(MessageQueueError):
+    """The queue, or the consumer's group, was deleted on purpose while it was in use."""
+
+
+class ServerError(MessageQueueError):
+    """Redis, or the line to it, answered with an error.
+
+    Attributes:
+        code: First word of the reply (`OOM`, `NOGROUP`, …); empty when there was no reply.
+    """
+
+    code: str = ""
+
+    def again(self) -> Self:
+        """Make a copy for another caller: one instance raised in many tasks would gather the
+        tracebacks of them all.
+        """
+        copy = type(self)(*self.args)
+        copy.code = self.code
+        return copy
+
+
+class ConnectionLostError(ServerError):
+    """There is no connection, or it broke before the answer came. Trying again may work."""
+
+
+class ServerNotReadyError(ServerError):
+    """Redis is loading, failing over or moving the key. Passes by itself; nothing was done."""
+
+
+class ServerFullError(ServerError):
+    """Redis refuses writes (memory, disk, too few replicas). Nothing was stored."""
+
+
+class AuthenticationError(ServerError):
+    """User or password is wrong or missing. Trying again does not help."""
+
+
+class PermissionDeniedError(ServerError):
+    """The Redis user may not run a command this package needs. Nothing was done."""
+
+
+class WrongKeyTypeError(ServerError):
+    """A key of the queue holds something else. Nothing was changed."""
+
+
+class UnsupportedServerError(ServerError):
+    """The server lacks what every promise rests on (Redis 6.2 or later, any Valkey)."""
+
+
+class CommandRefusedError(ServerError):
+    """Redis answered with an error that has no class of its own; see `code`."""
+
+
+class RetryMessage(Exception):  # noqa: N818 -- a signal, not a failure of this package
+    """Raised by a handler: try this message again, without holding a slot meanwhile.
+
+    Args:
+        detail: Why, in words; kept with the message.
+        delay: Seconds until the next attempt; None leaves it to the retry policy.
+    """
+
+    def __init__(self, detail: str = "", *, delay: float | None = None) -> None:
+        """Refuse a negative delay."""
+        if delay is not None and not delay >= 0:
+            msg = f"delay must be 0 seconds or more, got {delay!r}"
+            raise ConfigurationError(msg)
+        super().__init__(detail)
+        self.detail = detail
+        self.delay = delay
+
+
+class RejectMessage(Exception):  # noqa: N818 -- a signal, not a failure of this package
+    """Raised by a handler: never try this message again; it becomes a dead letter.
+
+    Args:
+        detail: Why, in words; kept with the dead letter.
+    """
+
+    def __init__(self, detail: str = "") -> None:
+        """Keep the words."""
+        super().__init__(detail)
+        self.detail = detail
+
+
+_BY_CODE: dict[str, type[ServerError]] = {
+    "LOADING": ServerNotReadyError,
+    "BUSY": ServerNotReadyError,
+    "MASTERDOWN": ServerNotReadyError,
+    "READONLY": ServerNotReadyError,
+    "MOVED": ServerNotReadyError,
+    "ASK": ServerNotReadyError,
+    "TRYAGAIN": ServerNotReadyError,
+    "CLUSTERDOWN": ServerNotReadyError,
+    "UNBLOCKED": ServerNotReadyError,
+    "OOM": ServerFullError,
+    "MISCONF": ServerFullError,
+    "NOREPLICAS": ServerFullError,
+    "NOAUTH": AuthenticationError,
+    "WRONGPASS": AuthenticationError,
+    "NOPERM": PermissionDeniedError,
+    "WRONGTYPE": WrongKeyTypeError,
+}
+
+
+def server_error(text: str) -> ServerError:
+    """Make the error for an error reply of Redis, by its first word.
+
+    An error inside a script is reported by 7.0+ with the script's name behind the words, and by
+    6.2 with `ERR Error running script …` in front of them; both are looked through.
+    """
+    if "running script" in text:
+        # 6.2: "ERR Error running script (call to f_…): @user_script:12: OOM command not …"
+        # 7.0: "WRONGTYPE Operation … script: …, on @user_script:3."
+        text = text.rsplit("@user_script:", 1)[-1].split(": ", 1)[-1]
+    elif text.startswith("ERR user_script:"):
+        text = text.split(": ", 1)[-1]
+    code = text.split(" ", 1)[0]
+    if code.startswith("-"):  # 6.2 keeps the dash of a nested reply
+        code = code[1:]
+        text = text[1:]
+    if code == "ERR" and "invalid password" in text:
+        code = "WRONGPASS"
+    error = _BY_CODE.get(code, CommandRefusedError)(text)
+    error.code = code
+    return error

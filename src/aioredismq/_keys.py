@@ -1,0 +1,107 @@
+"""Every Redis key of a queue, as a function of its name.
+
+The stream's key is the name itself, so that redis-cli, RedisInsight, KEDA and exporters just
+work. Everything else shares its cluster slot: `orders` gives `{orders}:dead`, and a name that
+already has a hash tag, `{shop}:orders`, gives `{shop}:orders:dead`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from ._errors import ConfigurationError
+
+_DERIVED = ("dead", "queue", "bell", "sent", "lane", "due", "later", "gone")
+
+
+def check_name(name: str, what: str = "queue name") -> None:
+    """Refuse a name whose derived keys would leave its slot or meet another queue's.
+
+    Raises:
+        ConfigurationError: With the rule that is broken.
+    """
+    if not isinstance(name, str) or not name:
+        msg = f"{what} must be a non-empty string, got {name!r}"
+        raise ConfigurationError(msg)
+    try:
+        name.encode()
+    except UnicodeEncodeError as error:
+        msg = f"{what} must be valid Unicode, got {name!r}"
+        raise ConfigurationError(msg) from error
+    opening, closing = name.count("{"), name.count("}")
+    if (opening, closing) == (0, 0):
+        return
+    before, _, rest = name.partition("{")
+    tag, brace, after = rest.partition("}")
+    if (opening, closing) != (1, 1) or not brace or not tag:
+        msg = (
+            f"{what} must have no braces or one hash tag such as '{{shop}}:orders', "
+            f"got {name!r}"
+        )
+        raise ConfigurationError(msg)
+    if not before and not after:
+        msg = (
+            f"{what} must not be a bare hash tag: the keys of {name!r} would be those of "
+            f"{tag!r}; use {tag!r}"
+        )
+        raise ConfigurationError(msg)
+    derived = next((part for part in after.split(":")[1:] if part in _DERIVED), None)
+    if derived is not None:
+        msg = (
+            f"{what} must not be like a key another queue derives from its name "
+            f"(…:{derived}), got {name!r}"
+        )
+        raise ConfigurationError(msg)
+
+
+@dataclass(frozen=True, slots=True)
+class QueueKeys:
+    """The keys of one queue. Refuses a name that has none of its own."""
+
+    name: str
+    stream: str = field(init=False)
+    """The stream: the name, unprefixed."""
+    _root: str = field(init=False)
+
+    def __post_init__(self) -> None:
+        """Check the name and find the hash tag."""
+        check_name(self.name)
+        object.__setattr__(self, "stream", self.name)
+        root = self.name if "{" in self.name else f"{{{self.name}}}"
+        object.__setattr__(self, "_root", root)
+
+    @property
+    def dead(self) -> str:
+        """Stream of the dead letters."""
+        return f"{self._root}:dead"
+
+    @property
+    def queue(self) -> str:
+        """Hash: what all users of the queue must agree on."""
+        return f"{self._root}:queue"
+
+    @property
+    def bell(self) -> str:
+        """Channel: something is there earlier than anyone expects it."""
+        return f"{self._root}:bell"
+
+    @property
+    def gone(self) -> str:
+        """Hash with a TTL: the groups, or the queue, deleted on purpose."""
+        return f"{self._root}:gone"
+
+    def sent(self, producer: str) -> str:
+        """Hash with a TTL: batch numbers of one producer and the ids they were given."""
+        return f"{self._root}:sent:{producer}"
+
+    def lane(self, group: str) -> str:
+        """Stream: what comes back to one group (retries, hand-overs)."""
+        return f"{self._root}:lane:{group}"
+
+    def due(self, group: str) -> str:
+        """Sorted set: when each waiting retry of one group is due (server ms)."""
+        return f"{self._root}:due:{group}"
+
+    def later(self, group: str) -> str:
+        """Hash: the fields of each waiting retry of one group."""
+        return f"{self._root}:later:{group}"

@@ -1,0 +1,116 @@
+"""What becomes of a message once its handler has ended. Pure rules."""
+
+from __future__ import annotations
+
+import traceback
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal, TypeAlias
+
+
+from ._errors import DecodeError, RejectMessage, RetryMessage
+
+if TYPE_CHECKING:
+    from ._retry import RetryPolicy
+
+Reason: TypeAlias = Literal["rejected", "attempts", "decode"]
+
+# A dead letter is read by people: the innermost frames say where it broke. A recursion error's
+# whole traceback would be larger than most bodies.
+_TRACEBACK_LIMIT = 4_000
+_DETAIL_LIMIT = 2_000
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """Why a message failed for good.
+
+    Attributes:
+        reason: `rejected` (the handler said so), `attempts` (it failed too often) or `decode`
+            (the entry is not what the handler asks for).
+        detail: The words.
+        error: What was raised.
+    """
+
+    reason: Reason
+    detail: str
+    error: BaseException | None = None
+
+    @property
+    def error_type(self) -> str:
+        """Name of the error's class; empty when nothing was raised."""
+        return "" if self.error is None else type(self.error).__qualname__
+
+    @property
+    def traceback(self) -> str:
+        """The end of the error's traceback, at most 4000 characters."""
+        if self.error is None:
+            return ""
+        return "".join(traceback.format_exception(self.error))[-_TRACEBACK_LIMIT:]
+
+
+@dataclass(frozen=True, slots=True)
+class Ack:
+    """Handled: take it off."""
+
+
+@dataclass(frozen=True, slots=True)
+class Retry:
+    """Failed: again in `after` seconds, with one attempt more on its account."""
+
+    after: float
+    detail: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class DeadLetter:
+    """Failed for good: put it aside with its reason."""
+
+    failure: Failure
+
+
+@dataclass(frozen=True, slots=True)
+class Release:
+    """Not tried, or cut off by the shutdown: hand it back, attempts unchanged."""
+
+
+Outcome: TypeAlias = Ack | Retry | DeadLetter | Release
+Failed: TypeAlias = Retry | DeadLetter
+
+
+def describe(error: BaseException) -> str:
+    """The words of an error, or its class where it has none."""
+    try:
+        words = str(error)
+    except Exception:  # noqa: BLE001 -- a broken __str__ must not hide the failure
+        words = ""
+    return (words or type(error).__qualname__)[:_DETAIL_LIMIT]
+
+
+def decide(
+    error: BaseException, attempt: int, policy: RetryPolicy, max_attempts: int
+) -> Failed:
+    """Say what becomes of a message whose handler raised.
+
+    Args:
+        error: What the handler raised.
+        attempt: The attempt that has just failed, from 1.
+        policy: Says how long to wait, or that waiting is over.
+        max_attempts: Attempts a message gets in all.
+    """
+    match error:
+        case RejectMessage():
+            return DeadLetter(Failure("rejected", error.detail, error))
+        case DecodeError():
+            return DeadLetter(Failure("decode", describe(error), error))
+        case RetryMessage():
+            detail, asked = error.detail, error.delay
+        case _:
+            detail, asked = describe(error), None
+    if attempt >= max_attempts:
+        return DeadLetter(Failure("attempts", detail, error))
+    delay = policy.delay(attempt, error) if asked is None else asked
+    if delay is None:
+        return DeadLetter(Failure("attempts", detail, error))
+    return Retry(max(0.0, delay), detail)
+
+
