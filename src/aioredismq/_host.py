@@ -1,0 +1,85 @@
+"""Host tasks: lifetimes that are entered in one task and left in another.
+
+A task group must be left by the task that entered it, and a user's `task.cancel()` must not reach
+a blocked read. So whatever lives longer than one call is owned by a task of its own. This room
+holds the only `create_task` of the package.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING
+
+from anyio import CancelScope
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+
+class Host:
+    """Run one body in a task of its own, from `start()` to `join()`.
+
+    The body is called with `ready`, which it calls once it has entered what it owns. An error
+    before that is raised by `start()`, a later one by `join()`.
+    """
+
+    def __init__(
+        self, name: str, body: Callable[[Callable[[], None]], Awaitable[None]]
+    ) -> None:
+        """Nothing runs before `start()`."""
+        self._name = name
+        self._body = body
+        self._task: asyncio.Task[None] | None = None
+        self._ready = asyncio.Event()
+
+    @property
+    def is_running(self) -> bool:
+        """Whether the body has begun and has not ended."""
+        return self._task is not None and not self._task.done()
+
+    @property
+    def error(self) -> BaseException | None:
+        """What the body ended with, if it has ended with an error."""
+        if self._task is None or not self._task.done() or self._task.cancelled():
+            return None
+        return self._task.exception()
+
+    async def start(self) -> None:
+        """Start the body and wait until it is ready.
+
+        Cancellation: the body is cancelled and waited for; nothing is left running.
+        """
+        self._task = asyncio.create_task(self._run(), name=self._name)
+        try:
+            await self._ready.wait()
+        except BaseException:
+            self.cancel()
+            with CancelScope(shield=True):
+                await self._ended()
+            raise
+        if self._task.done():
+            self._task.result()
+
+    async def _run(self) -> None:
+        try:
+            await self._body(self._ready.set)
+        finally:
+            self._ready.set()
+
+    def cancel(self) -> None:
+        """Ask the body to end now. It may still take the time its own clean-up is allowed."""
+        if self._task is not None:
+            self._task.cancel()
+
+    async def join(self) -> None:
+        """Wait for the end of the body and raise what it ended with.
+
+        Cancellation: the body goes on; join again, or `cancel()` it.
+        """
+        await self._ended()
+        if self._task is not None and not self._task.cancelled():
+            self._task.result()
+
+    async def _ended(self) -> None:
+        if self._task is not None and not self._task.done():
+            await asyncio.wait({self._task})
