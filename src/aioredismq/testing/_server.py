@@ -37,10 +37,14 @@ HOST = "127.0.0.1"
 _PORTS = range(12_000, 22_000)
 _BUS_OFFSET = 10_000
 
+_PORT_LOOKS = 100
 _PORT_TRIES = 20
 _START_LIMIT = 20.0
 _STOP_LIMIT = 5.0
 _POLL = 0.005
+_ANSWER_LIMIT = 5.0
+# While starting: who does not answer at once is not up yet, or is somebody else.
+_FIRST_ANSWER_LIMIT = 0.2
 
 
 class RedisServer:
@@ -195,24 +199,28 @@ class RedisServer:
             The reply as the protocol has it: str, int, None or a list of these.
 
         Raises:
-            redis.RedisError: The server refused it or does not answer.
+            redis.RedisError: The server refused it, or did not answer within 5 seconds.
         """
+        return self._ask(words, _ANSWER_LIMIT)
+
+    def log_tail(self, lines: int = 20) -> str:
+        """Return the last lines of its log; empty when there is none."""
+        return "\n".join(self._log(since=0).splitlines()[-lines:])
+
+    def _ask(self, words: Sequence[str | bytes | float], limit: float) -> object:
+        """Send one command and wait `limit` seconds for the reply."""
         with redis.Redis(
             host=HOST,
             port=self.port,
             password=self._password,
             protocol=2,
             decode_responses=True,
-            socket_timeout=5.0,
+            socket_timeout=limit,
             retry=Retry(NoBackoff(), 0),
         ) as client:
             client.response_callbacks.clear()
             reply: object = client.execute_command(*words)
             return reply
-
-    def log_tail(self, lines: int = 20) -> str:
-        """Return the last lines of its log; empty when there is none."""
-        return "\n".join(self._log(since=0).splitlines()[-lines:])
 
     def _command_line(self) -> list[str]:
         """List the options, the caller's last, as the last one wins."""
@@ -282,7 +290,7 @@ class RedisServer:
     def _answers(self, process_group: int) -> bool:
         """Say whether our own process is the one that answers on the port, and is ready."""
         try:
-            about = str(self.command("INFO", "server"))
+            about = str(self._ask(("INFO", "server"), _FIRST_ANSWER_LIMIT))
         except (redis.AuthenticationError, NoPermissionError):
             return True  # closed to us by the caller's options; ready all the same
         except (redis.RedisError, OSError):
@@ -339,10 +347,10 @@ def free_port() -> int:
     Another process may take it before it is used: whoever listens must be ready to try again.
 
     Raises:
-        ServerStartError: All of a hundred were taken.
+        ServerStartError: All that were looked at are taken.
     """
     # Not the seeded generator: two test runs with one seed would fight for the same ports.
-    for port in random.SystemRandom().sample(_PORTS, 100):
+    for port in random.SystemRandom().sample(_PORTS, _PORT_LOOKS):
         try:
             for wanted in (port, port + _BUS_OFFSET):
                 with socket.socket() as listener:

@@ -1,0 +1,179 @@
+"""The servers the suite runs on, and how a test looks at them.
+
+Everything but the rules runs on a real server, which the suite starts and ends itself: by default
+the one an ordinary user of this machine would get, `--servers all` or `--servers redis-7,valkey`
+for several. `AIOREDISMQ_TEST_URL` names a running one instead: never one whose data matters.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from redis.asyncio import Redis
+
+from aioredismq.testing import ClusterNodes, RedisServer, SentinelSet, find_servers
+from tests.support import Deployment
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Iterator
+    from pathlib import Path
+
+_EXTERNAL = "AIOREDISMQ_TEST_URL"
+_LOOPS: dict[str, tuple[str, dict[str, Any]]] = {
+    "asyncio": ("asyncio", {"use_uvloop": False}),
+    "uvloop": ("asyncio", {"use_uvloop": True}),
+}
+_servers = pytest.StashKey[dict[str, "Path | None"]]()
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Let the caller choose servers and event loops."""
+    group = parser.getgroup("aioredismq")
+    group.addoption(
+        "--servers",
+        metavar="all|NAME,...",
+        help="run on all servers found, or on those whose names begin so, such as "
+        "redis-7,valkey-9.1.2 (default: the first found)",
+    )
+    group.addoption(
+        "--loop",
+        choices=["all", *_LOOPS],
+        default="all",
+        help="the event loop to run on (default: all)",
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Refuse a server that was asked for and is not there: skipping would look like success."""
+    config.stash[_servers] = _choose(config.getoption("--servers"))
+
+
+def _choose(asked: str | None) -> dict[str, Path | None]:
+    """Find the servers to run on, by name; None as path means it is not ours to start."""
+    if os.environ.get(_EXTERNAL):
+        if asked:
+            raise pytest.UsageError(f"give --servers or {_EXTERNAL}, not both")
+        return {_EXTERNAL: None}
+    found = find_servers()
+    if asked == "all" and found:
+        return dict(found)
+    if asked is None:
+        first = next(iter(found), None)
+        # With no server at all, the rules can still be tested; a test that needs one says so.
+        return {"no server": None} if first is None else {first: found[first]}
+    chosen: dict[str, Path | None] = {}
+    for name in asked.split(","):
+        fitting = {
+            known: path for known, path in found.items() if known.startswith(name)
+        }
+        if not fitting:
+            raise pytest.UsageError(
+                f"no server {name!r} found; there are: {', '.join(found) or 'none'}"
+            )
+        chosen |= fitting
+    return chosen
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Run what needs a server on each chosen one, and what is async on each loop."""
+    if "server_path" in metafunc.fixturenames:
+        chosen = metafunc.config.stash[_servers]
+        metafunc.parametrize(
+            "server_path", chosen.values(), ids=chosen, indirect=True, scope="session"
+        )
+    if "anyio_backend" in metafunc.fixturenames:
+        asked = metafunc.config.getoption("--loop")
+        loops = {name: loop for name, loop in _LOOPS.items() if asked in ("all", name)}
+        metafunc.parametrize(
+            "anyio_backend", loops.values(), ids=loops, indirect=True, scope="session"
+        )
+
+
+@pytest.fixture(scope="session")
+def anyio_backend(request: pytest.FixtureRequest) -> tuple[str, dict[str, Any]]:
+    """The event loop of an async test."""
+    loop: tuple[str, dict[str, Any]] = request.param
+    return loop
+
+
+@pytest.fixture(scope="session")
+def server_path(request: pytest.FixtureRequest) -> Path | None:
+    """The program of the server under test; None leaves it to `RedisServer`."""
+    path: Path | None = request.param
+    return path
+
+
+@pytest.fixture(scope="session")
+def server(server_path: Path | None) -> Iterator[RedisServer]:
+    """The server most tests share. Whoever kills, pauses or fills one takes `own_server`."""
+    if os.environ.get(_EXTERNAL):
+        pytest.skip(f"needs a server of ours, and {_EXTERNAL} is somebody else's")
+    with RedisServer(server_path) as running:
+        yield running
+
+
+@pytest.fixture
+def own_server(server_path: Path | None) -> Iterator[RedisServer]:
+    """A server for this test alone, to be killed, paused, filled or reconfigured."""
+    with RedisServer(server_path) as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def sentinel(server_path: Path | None) -> Iterator[SentinelSet]:
+    """A master with a replica, watched by three Sentinels."""
+    with SentinelSet(server_path) as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def cluster(server_path: Path | None) -> Iterator[ClusterNodes]:
+    """A cluster of three masters with a replica each."""
+    with ClusterNodes(server_path) as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def url(request: pytest.FixtureRequest, server_path: Path | None) -> str:
+    """Where the server most tests share is reached."""
+    external = os.environ.get(_EXTERNAL)
+    if external:
+        return external
+    server: RedisServer = request.getfixturevalue("server")
+    return server.url
+
+
+@pytest.fixture(scope="session", params=["single", "sentinel", "cluster"])
+def deployment(request: pytest.FixtureRequest, server_path: Path | None) -> Deployment:
+    """Each way to run Redis, for the promises that must hold on all of them."""
+    kind = request.param
+    if kind == "single":
+        return Deployment("single", request.getfixturevalue("url"))
+    if os.environ.get(_EXTERNAL):
+        pytest.skip(f"{_EXTERNAL} names a single server, and this needs a {kind}")
+    if kind == "cluster":
+        nodes: ClusterNodes = request.getfixturevalue("cluster")
+        return Deployment("cluster", nodes.url)
+    watched: SentinelSet = request.getfixturevalue("sentinel")
+    return Deployment(
+        "sentinel",
+        watched.url,
+        sentinels=tuple(watched.addresses),
+        service=watched.service,
+    )
+
+
+@pytest.fixture
+def name(request: pytest.FixtureRequest) -> str:
+    """A queue name that no other test has, on whatever server."""
+    return f"{request.function.__name__}-{secrets.token_hex(4)}"
+
+
+@pytest.fixture
+async def client(url: str) -> AsyncIterator[Redis]:
+    """A plain redis-py client of the shared server, to look in from outside; answers bytes."""
+    async with Redis.from_url(url, protocol=2) as opened:
+        yield opened

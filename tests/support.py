@@ -1,0 +1,65 @@
+"""What several tests need and no fixture can be."""
+
+from __future__ import annotations
+
+import inspect
+import time
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal, TypeAlias
+
+import anyio
+from redis.asyncio import Redis, RedisCluster
+from redis.asyncio.sentinel import Sentinel
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Awaitable, Callable
+
+Client: TypeAlias = "Redis | RedisCluster"
+
+
+@dataclass(frozen=True, slots=True)
+class Deployment:
+    """One way to run Redis, for the promises that must hold on each."""
+
+    kind: Literal["single", "sentinel", "cluster"]
+    url: str
+    """What `Connection` takes."""
+    sentinels: tuple[tuple[str, int], ...] = ()
+    service: str = ""
+
+    @asynccontextmanager
+    async def client(self) -> AsyncIterator[Client]:
+        """Open a plain redis-py client to look in from outside; it answers bytes, as sent."""
+        watching: list[Redis] = []
+        client: Client
+        if self.kind == "single":
+            client = Redis.from_url(self.url, protocol=2)
+        elif self.kind == "cluster":
+            client = RedisCluster.from_url(self.url, protocol=2)
+        else:
+            sentinel = Sentinel(list(self.sentinels), protocol=2)
+            watching = sentinel.sentinels
+            client = sentinel.master_for(self.service, protocol=2)
+        try:
+            yield client
+        finally:
+            for each in (client, *watching):
+                await each.aclose()
+
+
+async def eventually(
+    is_true: Callable[[], bool | Awaitable[bool]], limit: float = 5.0
+) -> None:
+    """Wait until a condition holds; fail, naming it, when it does not within `limit` seconds."""
+    end = time.monotonic() + limit
+    while True:
+        answer = is_true()
+        if inspect.isawaitable(answer):
+            answer = await answer
+        if answer:
+            return
+        if time.monotonic() > end:
+            what = inspect.getsource(is_true).strip()
+            raise AssertionError(f"not true after {limit:g} s: {what}")
+        await anyio.sleep(0.005)
