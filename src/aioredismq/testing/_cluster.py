@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import ExitStack
+from functools import partial
 from typing import TYPE_CHECKING
 
 import redis
@@ -136,13 +137,7 @@ class ClusterNodes:
         """Make the remaining nodes replicas, in turn of one master and the next."""
         for index, node in enumerate(self.nodes[self._masters :]):
             master = str(self.nodes[index % self._masters].command("CLUSTER", "MYID"))
-            # Refused until this node has heard of the master itself.
-            wait_until(
-                f"node {node.port} to know its master",
-                lambda node=node, master=master: (  # type: ignore[misc]
-                    node.command("CLUSTER", "REPLICATE", master) == "OK"
-                ),
-            )
+            wait_until(f"{node} to know its master", partial(_follow, node, master))
 
     def _is_ok(self) -> bool:
         """Say whether every node sees the whole cluster, and every replica its master."""
@@ -153,3 +148,8 @@ class ClusterNodes:
             "master_link_status:up" in str(node.command("INFO", "replication"))
             for node in self.nodes[self._masters :]
         )
+
+
+def _follow(node: RedisServer, master: str) -> bool:
+    """Make a node the replica of a master; refused until it has heard of that master."""
+    return node.command("CLUSTER", "REPLICATE", master) == "OK"
