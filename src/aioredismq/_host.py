@@ -31,11 +31,17 @@ class Host:
         self._body = body
         self._task: asyncio.Task[None] | None = None
         self._ready = asyncio.Event()
+        self._started = False
 
     @property
     def is_running(self) -> bool:
         """Whether the body has begun and has not ended."""
         return self._task is not None and not self._task.done()
+
+    @property
+    def was_ready(self) -> bool:
+        """Whether `start()` has returned, or is about to."""
+        return self._started
 
     @property
     def error(self) -> BaseException | None:
@@ -55,16 +61,20 @@ class Host:
         except BaseException:
             self.cancel()
             with CancelScope(shield=True):
-                await self._ended()
+                await self.ended()
             raise
         if self._task.done():
             self._task.result()
 
     async def _run(self) -> None:
         try:
-            await self._body(self._ready.set)
+            await self._body(self._is_ready)
         finally:
             self._ready.set()
+
+    def _is_ready(self) -> None:
+        self._started = True
+        self._ready.set()
 
     def cancel(self) -> None:
         """Ask the body to end now. It may still take the time its own clean-up is allowed."""
@@ -76,10 +86,11 @@ class Host:
 
         Cancellation: the body goes on; join again, or `cancel()` it.
         """
-        await self._ended()
+        await self.ended()
         if self._task is not None and not self._task.cancelled():
             self._task.result()
 
-    async def _ended(self) -> None:
+    async def ended(self) -> None:
+        """Wait for the end of the body, whatever it ends with."""
         if self._task is not None and not self._task.done():
             await asyncio.wait({self._task})

@@ -5,17 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from ._errors import MessageQueueError, RejectMessage, RetryMessage
+from ._errors import DecodeError, MessageQueueError, RejectMessage, RetryMessage
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
     from types import TracebackType
 
-# Reserved headers, as field names on the wire. All begin with `mq-`.
-ORIGINAL_ID = b"mq-id"
-ATTEMPT = b"mq-attempt"
-FIRST_TIME = b"mq-first-time"
-DETAIL = b"mq-detail"
 
 
 class Entry:
@@ -69,6 +64,7 @@ class Message:
         attempt: Which attempt this is, from 1. A delivery that never reached a handler is none.
         queue: Name of the queue.
         group: Name of the consumer group.
+        broken: Why `body` could not be decoded, once that was tried and failed.
     """
 
     __slots__ = (
@@ -76,6 +72,7 @@ class Message:
         "_decode",
         "_settle",
         "attempt",
+        "broken",
         "content_type",
         "group",
         "headers",
@@ -105,6 +102,7 @@ class Message:
         self.attempt = attempt
         self.queue = queue
         self.group = group
+        self.broken: DecodeError | None = None
         self._body: Any = _UNREAD
         self._decode = decode
         self._settle = settle
@@ -118,7 +116,11 @@ class Message:
                 propagate, the message becomes a dead letter with reason `decode`.
         """
         if self._body is _UNREAD:
-            self._body = self._decode()
+            try:
+                self._body = self._decode()
+            except DecodeError as error:
+                self.broken = error
+                raise
         return self._body
 
     @property
@@ -149,6 +151,10 @@ class Message:
             MessageQueueError: It is settled already.
         """
         self._end(RejectMessage(detail))
+
+    def close(self) -> None:
+        """Settle it no more: its handler has ended. Called by the consumer."""
+        self._settle = None
 
     def _end(self, error: BaseException | None) -> None:
         settle, self._settle = self._settle, None

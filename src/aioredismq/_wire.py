@@ -221,4 +221,3 @@ async def exchange(wire: Wire, *parts: bytes | str | float, within: float) -> An
         raise ConnectionLostError(msg) from None
 
 
-__all__ = ["ServerError", "Wire", "exchange", "pack"]

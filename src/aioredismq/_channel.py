@@ -1,0 +1,82 @@
+"""`Channel`: a queue's name, rules and connection; what its producers and consumers share."""
+
+from __future__ import annotations
+
+import weakref
+from typing import TYPE_CHECKING
+
+from ._connection import Connection
+from ._keys import QueueKeys
+from ._stream import Stream
+
+if TYPE_CHECKING:
+    import redis.asyncio as redis
+    from typing_extensions import Self
+
+    from ._config import QueueConfig
+
+# Queues built on one ready client share one `Connection`, so that what they need is counted
+# together against its pool. A `Connection` keeps its client, so the id stays its own meanwhile.
+_lent: weakref.WeakValueDictionary[int, Connection] = weakref.WeakValueDictionary()
+
+
+def connection_for(
+    target: str | Connection | redis.Redis | redis.RedisCluster,
+) -> Connection:
+    """Give the `Connection` for what a caller names.
+
+    Raises:
+        ConfigurationError: It is none of these, or the URL cannot be used.
+    """
+    if isinstance(target, Connection):
+        return target
+    if isinstance(target, str):
+        return Connection(target)
+    connection = _lent.get(id(target))
+    if connection is None:
+        connection = _lent[id(target)] = Connection(target)
+    return connection
+
+
+class Channel:
+    """One queue on one connection. Each user opens and closes it."""
+
+    def __init__(self, name: str, connection: Connection, config: QueueConfig) -> None:
+        """Check the name; nothing is opened."""
+        self.keys = QueueKeys(name)
+        self.connection = connection
+        self.config = config
+
+    @property
+    def channel(self) -> Self:
+        """Itself: producers and consumers take a queue or its channel."""
+        return self
+
+    @property
+    def rules(self) -> dict[str, str]:
+        """What all users of the queue must agree on, as it is stored."""
+        return {"wire": self.config.wire}
+
+    def group_name(self, group: str | None) -> str:
+        """Name of a group; None is the default one."""
+        return group or f"{self.keys.name}_group"
+
+    async def open(self) -> Stream:
+        """Connect and agree on the rules; `close()` undoes it.
+
+        Raises:
+            ServerError: Redis cannot be reached or refuses.
+            QueueMismatchError: The queue is in use by other rules.
+        """
+        await self.connection.open()
+        try:
+            stream = Stream(await self.connection.link(self.keys.stream), self.keys)
+            await stream.open_group(None, rules=self.rules)
+        except BaseException:
+            await self.connection.close()
+            raise
+        return stream
+
+    async def close(self) -> None:
+        """Give the connection back; the last user closes it."""
+        await self.connection.close()

@@ -1,0 +1,355 @@
+"""`Connection`: what many queues, producers and consumers share.
+
+Commands of all who share it travel on one pipelined connection (in Cluster: one per queue, on the
+node that has it). Each consumer has one more, blocked in its read, and one carries the bell.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import re
+from typing import TYPE_CHECKING, Any
+
+from anyio import create_task_group
+
+from ._bell import Bell
+from ._errors import (
+    ConfigurationError,
+    NotInitializedError,
+    PermissionDeniedError,
+    PoolTooSmallError,
+    ServerError,
+    UnsupportedServerError,
+    WrongLoopError,
+)
+from ._host import Host
+from ._link import Link
+from ._topology import OwnCluster, OwnServer, topology_for, writer_of
+from ._wire import Wire, exchange
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from types import TracebackType
+
+    import redis.asyncio as redis
+    from anyio.abc import TaskGroup
+    from redis.asyncio.connection import AbstractConnection
+    from typing_extensions import Self
+
+_OLDEST = (6, 2)
+
+_forks = 0
+
+
+def _count_fork() -> None:
+    global _forks  # noqa: PLW0603 -- the one thing every object must notice
+    _forks += 1
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_count_fork)
+
+
+class Connection:
+    """The way to one Redis server, Sentinel service, or Cluster, shared by what is built on it.
+
+    Queues open and close it as they come and go; `async with connection:` keeps it open in
+    between. It belongs to one event loop and process.
+
+    Args:
+        target: A URL (`redis://`, `rediss://`, `unix://`,
+            `redis+sentinel://host:port[,host:port]/service[/db]`), or a `redis.asyncio` client:
+            its pool is used, within its limits, and it is never closed.
+        max_connections: Connections open at once at most, for a URL. One for commands, one for
+            the bell, and one per consumer are needed.
+        connect_timeout: Seconds a connect may take.
+        reply_timeout: Seconds without any reply, while one is due, after which the line counts
+            as dead and is made again.
+        cluster: Whether the URL's server is a node of a Cluster; None finds out.
+    """
+
+    def __init__(
+        self,
+        target: str | redis.Redis | redis.RedisCluster = "redis://localhost:6379/0",
+        *,
+        max_connections: int = 64,
+        connect_timeout: float = 5.0,
+        reply_timeout: float = 10.0,
+        cluster: bool | None = None,
+    ) -> None:
+        """Check the arguments; nothing is opened."""
+        for name, value in (
+            ("connect_timeout", connect_timeout),
+            ("reply_timeout", reply_timeout),
+        ):
+            if not value > 0:
+                msg = f"{name} must be more than 0 seconds, got {value!r}"
+                raise ConfigurationError(msg)
+        if max_connections < 1:
+            msg = f"max_connections must be at least 1, got {max_connections!r}"
+            raise ConfigurationError(msg)
+        self._topology = topology_for(
+            target,
+            max_connections=max_connections,
+            connect_timeout=connect_timeout,
+            cluster=cluster,
+        )
+        self._ask_cluster = cluster is None
+        self._connect_timeout = connect_timeout
+        self._reply_timeout = reply_timeout
+        self._users = 0
+        self._readers = 0
+        self._links: dict[str, Link] = {}
+        self._wires: dict[Wire, AbstractConnection] = {}
+        self._spent: list[AbstractConnection] = []
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._forks = 0
+        self._lock: asyncio.Lock
+        self._closing: asyncio.Event
+        self.bell: Bell
+        self._host: Host | None = None
+        self._group: TaskGroup | None = None
+
+    # -- lifetime ------------------------------------------------------------------------------
+
+    async def __aenter__(self) -> Self:
+        """Keep it open until the block is left."""
+        await self.open()
+        return self
+
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """Close it unless a queue still uses it."""
+        await self.close()
+
+    async def open(self) -> None:
+        """Count one user more; the first starts what keeps the connections.
+
+        Raises:
+            WrongLoopError: It is open on another loop, or in the parent process.
+        """
+        if self._users:
+            self.check()
+        elif self._loop is not asyncio.get_running_loop():
+            self._begin()
+        self._users += 1
+        try:
+            async with self._lock:
+                if self._host is None:
+                    self._closing.clear()
+                    host = Host("aioredismq connection", self._live)
+                    await host.start()
+                    self._host = host
+        except BaseException:
+            self._users -= 1
+            raise
+
+    def _begin(self) -> None:
+        """Bind to the running loop: locks and events belong to the first loop they wait on."""
+        self._loop = asyncio.get_running_loop()
+        self._forks = _forks
+        self._lock = asyncio.Lock()
+        self._closing = asyncio.Event()
+        self.bell = Bell(self._open_bell)
+        self._host = None
+
+    async def close(self) -> None:
+        """Count one user less; the last closes every connection."""
+        self._users -= 1
+        if self._users or self._host is None:
+            return
+        async with self._lock:
+            if self._users:
+                return
+            host, self._host = self._host, None
+            self._closing.set()
+            await host.join()
+
+    async def _live(self, ready: Callable[[], None]) -> None:
+        try:
+            async with create_task_group() as group:
+                self._group = group
+                group.start_soon(self.bell.listen)
+                ready()
+                await self._closing.wait()
+                group.cancel_scope.cancel()
+        finally:
+            self._group = None
+            self._links.clear()
+            for wire in list(self._wires):
+                wire.close()
+            await self._clear_spent()
+
+    def check(self) -> None:
+        """Refuse use on another loop or after a fork.
+
+        Raises:
+            WrongLoopError: With which of the two it is.
+            NotInitializedError: It is not open.
+        """
+        if self._forks != _forks:
+            msg = (
+                "this process was forked after the connection was opened: make queues and "
+                "connections in the process that uses them"
+            )
+            raise WrongLoopError(msg)
+        if not self._users:
+            msg = "the connection is not open: initialize a queue built on it first"
+            raise NotInitializedError(msg)
+        if self._loop is not asyncio.get_running_loop():
+            msg = (
+                "the connection was opened on another event loop: make one queue (and "
+                "Connection) per loop"
+            )
+            raise WrongLoopError(msg)
+
+    # -- what it gives -------------------------------------------------------------------------
+
+    async def link(self, key: str) -> Link:
+        """Give the shared command connection to the server of `key`, connected.
+
+        Raises:
+            ConnectionLostError: It cannot be reached.
+            AuthenticationError: It does not let this user in.
+            UnsupportedServerError: It is too old.
+        """
+        self.check()
+        async with self._lock:
+            if self._ask_cluster:
+                await self._find_out(key)
+            slot = key if self._topology.is_cluster else ""
+            link = self._links.get(slot)
+            if link is None:
+                link = Link(
+                    lambda on_lost: self.reserve(key, on_lost=on_lost),
+                    patience=self._reply_timeout,
+                )
+                await link.connect()
+                if self._group is None:  # pragma: no cover -- closed while it connected
+                    msg = "the connection was closed"
+                    raise NotInitializedError(msg)
+                self._links[slot] = link
+                self._group.start_soon(link.keep)
+            return link
+
+    async def reserve(
+        self,
+        key: str,
+        *,
+        longest_block: float = 0.0,
+        on_lost: Callable[[], None] | None = None,
+        on_push: Callable[[list[Any]], None] | None = None,
+    ) -> Wire:
+        """Open a wire to the server of `key` for the caller alone; `close()` gives it back.
+
+        Args:
+            key: Any key of the queue.
+            longest_block: Seconds its commands block at most, on top of the reply timeout.
+            on_lost: Called when it ends.
+            on_push: Called with each published message.
+
+        Raises:
+            ServerError: It cannot be opened.
+            PoolTooSmallError: As many connections are open as may be.
+        """
+        await self._clear_spent()
+        limit = self._topology.max_connections
+        if len(self._wires) >= limit:
+            raise PoolTooSmallError(limit, len(self._wires) + 1)
+        connection = await self._topology.open(key)
+
+        def lost() -> None:
+            self._spent.append(self._wires.pop(wire))
+            if on_lost is not None:
+                on_lost()
+
+        try:
+            wire = Wire(
+                writer_of(connection),
+                reply_timeout=self._reply_timeout + longest_block,
+                on_lost=lost,
+                on_push=on_push,
+            )
+        except BaseException:
+            await self._topology.give_up(connection)
+            raise
+        self._wires[wire] = connection
+        return wire
+
+    def afford(self, readers: int) -> None:
+        """Check that so many more consumers, each blocking a connection, can be served.
+
+        Raises:
+            PoolTooSmallError: They cannot; with the number that is needed.
+        """
+        links = max(len(self._links), 1)
+        needed = self._topology.own_use + links + 1 + self._readers + readers
+        if needed > self._topology.max_connections:
+            raise PoolTooSmallError(self._topology.max_connections, needed)
+
+    def claim_reader(self) -> None:
+        """Count one consumer, before it starts; `unclaim_reader` when it has ended.
+
+        Raises:
+            PoolTooSmallError: It cannot be served.
+        """
+        self.afford(1)
+        self._readers += 1
+
+    def unclaim_reader(self) -> None:
+        """Undo `claim_reader`."""
+        self._readers -= 1
+
+    @property
+    def failures(self) -> list[ServerError]:
+        """Why commands cannot be sent now; empty while they can."""
+        return [link.failure for link in self._links.values() if link.failure is not None]
+
+    def __repr__(self) -> str:
+        return f"Connection({self._topology})"
+
+    # ------------------------------------------------------------------------------------------
+
+    async def _open_bell(
+        self, on_lost: Callable[[], None], on_push: Callable[[list[Any]], None]
+    ) -> Wire:
+        # Published messages reach every node of a Cluster: any key will do.
+        return await self.reserve("bell", on_lost=on_lost, on_push=on_push)
+
+    async def _find_out(self, key: str) -> None:
+        """Ask the server what it is: once, before anything is built on it."""
+        wire = await self.reserve(key)
+        try:
+            info = await exchange(wire, "INFO", "server", within=self._reply_timeout)
+        except PermissionDeniedError:
+            info = b""  # managed servers may deny INFO; what is missing shows at first use
+        finally:
+            wire.close()
+        _refuse_too_old(info)
+        if b"redis_mode:cluster" in info and isinstance(self._topology, OwnServer):
+            self._topology = OwnCluster(
+                self._topology.arguments, self._topology.max_connections
+            )
+        self._ask_cluster = False
+
+    async def _clear_spent(self) -> None:
+        while self._spent:
+            await self._topology.give_up(self._spent.pop())
+
+
+def _refuse_too_old(info: bytes) -> None:
+    """Refuse a server without the commands everything rests on (XAUTOCLAIM came with 6.2)."""
+    found = re.search(rb"redis_version:(\d+)\.(\d+)", info)
+    if found and b"valkey_version" not in info:
+        version = (int(found[1]), int(found[2]))
+        if version < _OLDEST:
+            msg = (
+                f"Redis {version[0]}.{version[1]} is too old: 6.2 or later, or any Valkey, "
+                "is needed"
+            )
+            raise UnsupportedServerError(msg)

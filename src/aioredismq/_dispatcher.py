@@ -1,0 +1,170 @@
+"""Long-lived workers: each takes an entry, runs the handler, and says what became of it."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import deque
+from typing import TYPE_CHECKING
+
+from ._read_ahead import ReadAhead
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Sequence
+
+    from ._message import Entry
+
+# A worker whose handlers never wait gives the event loop a turn after this many messages: about
+# a tenth of a millisecond of the fastest ones.
+_TURN = 32
+
+
+class Dispatcher:
+    """Share entries out to workers and say how many more there is room for.
+
+    Workers are woken one by the other: one wake-up is pending at most, and a worker that finds
+    more work wakes the next before it starts. A task per message would cost more than most
+    handlers.
+    """
+
+    def __init__(
+        self,
+        *,
+        concurrency: int,
+        portion: int,
+        run: Callable[[list[Entry]], Awaitable[None]],
+        read_ahead: ReadAhead,
+        most_at_once: int,
+    ) -> None:
+        """Nothing runs before `work()`.
+
+        Args:
+            concurrency: Workers, that is handlers at once.
+            portion: Entries a worker takes at once, at most; 1 unless the handler is a batch one.
+            run: Runs the handler on entries and settles them. Raises nothing.
+            read_ahead: Says how many may wait.
+            most_at_once: Entries asked for in one read, at most.
+        """
+        self._concurrency = concurrency
+        self._portion = portion
+        self._run = run
+        self._read_ahead = read_ahead
+        self._most_at_once = most_at_once
+        self._entries: deque[Entry] = deque()
+        self._idle: deque[asyncio.Future[None]] = deque()
+        self._running = 0
+        self._waking = False
+        self._closed = False
+        self._room_again = asyncio.Event()
+        self._ended = asyncio.Event()
+        self.handled = 0
+        """Entries whose handler has ended, since the start."""
+
+    @property
+    def running(self) -> int:
+        """Handlers running now."""
+        return self._running
+
+    @property
+    def waiting(self) -> int:
+        """Entries read and not started."""
+        return len(self._entries)
+
+    @property
+    def is_closed(self) -> bool:
+        """Whether it starts nothing more."""
+        return self._closed
+
+    # -- intake --------------------------------------------------------------------------------
+
+    def room(self) -> int:
+        """Say how many entries to ask for now; 0 when it is not worth a read yet."""
+        if self._closed:
+            return 0
+        free = (self._concurrency - self._running) * self._portion
+        ahead = self._read_ahead.allowed(time.perf_counter())
+        room = free + ahead - len(self._entries)
+        # With much in stock a read for one more is not worth its round trip.
+        if room < 1 or (len(self._entries) > free and room < ahead // 4):
+            return 0
+        return min(room, self._most_at_once)
+
+    async def wait_for_room(self) -> None:
+        """Return when there is room, or when the intake was closed."""
+        while not self._closed and self.room() < 1:
+            self._room_again.clear()
+            await self._room_again.wait()
+
+    def offer(self, entries: Sequence[Entry]) -> None:
+        """Take entries in; they start as workers become free."""
+        for entry in entries[:4]:
+            self._read_ahead.arrived(sum(map(len, entry.fields)))
+        self._entries.extend(entries)
+        self._wake_one()
+
+    def close(self) -> list[Entry]:
+        """Start no more; returns what was not started."""
+        self._closed = True
+        unstarted = list(self._entries)
+        self._entries.clear()
+        self._room_again.set()
+        self._look_for_end()
+        return unstarted
+
+    async def finished(self) -> None:
+        """Return when the intake is closed and every handler has ended."""
+        await self._ended.wait()
+
+    # -- workers -------------------------------------------------------------------------------
+
+    async def work(self) -> None:
+        """Be one worker, until cancelled."""
+        since_turn = 0
+        while True:
+            while not self._entries:
+                since_turn = 0
+                future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+                self._idle.append(future)
+                try:
+                    await future
+                finally:
+                    self._waking = False
+            portion = self._take()
+            if self._entries:
+                self._wake_one()
+            self._running += 1
+            begun = time.perf_counter()
+            try:
+                await self._run(portion)
+            finally:
+                self._running -= 1
+                self.handled += len(portion)
+                self._read_ahead.ended(time.perf_counter() - begun, len(portion))
+                if self._closed:
+                    self._look_for_end()
+                elif not self._room_again.is_set():
+                    self._room_again.set()
+            since_turn += 1
+            if since_turn >= _TURN:
+                since_turn = 0
+                await asyncio.sleep(0)
+
+    def _take(self) -> list[Entry]:
+        if self._portion == 1:
+            return [self._entries.popleft()]
+        count = min(self._portion, len(self._entries))
+        return [self._entries.popleft() for _ in range(count)]
+
+    def _wake_one(self) -> None:
+        if self._waking:
+            return
+        while self._idle:
+            future = self._idle.popleft()
+            if not future.done():
+                self._waking = True
+                future.set_result(None)
+                return
+
+    def _look_for_end(self) -> None:
+        if self._closed and not self._running:
+            self._ended.set()

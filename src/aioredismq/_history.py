@@ -1,0 +1,83 @@
+"""What travels with a message that failed: its id, its attempts, and in the end why it died."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from ._message import Entry
+    from ._outcome import Failure
+
+# Reserved headers, as field names on the wire. All begin with `mq-`.
+_ID = b"mq-id"
+_ATTEMPT = b"mq-attempt"
+_DETAIL = b"mq-detail"
+_GROUP = b"mq-group"
+_REASON = b"mq-reason"
+_ERROR_TYPE = b"mq-error-type"
+_TRACEBACK = b"mq-traceback"
+
+
+def message_id(entry: Entry) -> str:
+    """The id `produce` returned: of an entry in the lane, the one it carries."""
+    if not entry.in_lane:
+        return entry.id.decode()
+    return (_carried(entry, _ID) or entry.id).decode("utf-8", "backslashreplace")
+
+
+def attempts_made(entry: Entry) -> int:
+    """How often a handler has tried this message before.
+
+    The stream's own entries were never tried: a header of ours in one is somebody else's words.
+    """
+    if not entry.in_lane:
+        return 0
+    text = _carried(entry, _ATTEMPT) or b"0"
+    return int(text) if text.isdigit() and len(text) < 10 else 0
+
+
+def handed_back(entry: Entry) -> list[bytes]:
+    """Fields of a message that was not tried: attempts unchanged."""
+    return _with(entry, attempts_made(entry), (_DETAIL, _carried(entry, _DETAIL) or b""))
+
+
+def tried_again(entry: Entry, attempt: int, detail: str) -> list[bytes]:
+    """Fields of a message that failed and will be tried again."""
+    return _with(entry, attempt, (_DETAIL, _text(detail)))
+
+
+def put_aside(entry: Entry, attempt: int, group: str, failure: Failure) -> list[bytes]:
+    """Fields of a dead letter."""
+    return _with(
+        entry,
+        attempt,
+        (_GROUP, _text(group)),
+        (_REASON, failure.reason.encode()),
+        (_DETAIL, _text(failure.detail)),
+        (_ERROR_TYPE, _text(failure.error_type)),
+        (_TRACEBACK, _text(failure.traceback)),
+    )
+
+
+def _with(entry: Entry, attempt: int, *more: tuple[bytes, bytes]) -> list[bytes]:
+    fields: list[bytes] = []
+    for at in range(0, len(entry.fields) - 1, 2):
+        if not entry.fields[at].startswith(b"mq-"):
+            fields += entry.fields[at : at + 2]
+    fields += (_ID, message_id(entry).encode("utf-8", "replace"))
+    fields += (_ATTEMPT, b"%d" % attempt)
+    for name, value in more:
+        if value:
+            fields += (name, value)
+    return fields
+
+
+def _carried(entry: Entry, name: bytes) -> bytes | None:
+    for at in range(0, len(entry.fields) - 1, 2):
+        if entry.fields[at] == name:
+            return entry.fields[at + 1]
+    return None
+
+
+def _text(words: str) -> bytes:
+    return words.encode("utf-8", "backslashreplace")

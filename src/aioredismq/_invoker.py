@@ -1,0 +1,220 @@
+"""One handler on one entry or one batch: decode, call, and decide what becomes of it."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import TYPE_CHECKING, Any
+
+from anyio import CapacityLimiter
+from anyio.to_thread import run_sync
+
+from . import _history as history
+from ._codec import decoder, is_original_marker, open_envelope, open_original
+from ._errors import DecodeError
+from ._message import Message
+from ._outcome import Ack, DeadLetter, Outcome, Release, decide
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from ._codec import Envelope
+    from ._config import ConsumerConfig
+    from ._handler import Binding
+    from ._message import Entry
+
+logger = logging.getLogger("aioredismq")
+
+
+class Invoker:
+    """Run one handler and settle what it was given. Raises nothing the handler raises."""
+
+    def __init__(  # noqa: PLR0913 -- it is given all it needs, and knows nobody
+        self,
+        binding: Binding,
+        config: ConsumerConfig,
+        *,
+        queue: str,
+        group: str,
+        original: bool,
+        ack: Callable[[Entry], None],
+        settle: Callable[[Entry, Outcome], None],
+    ) -> None:
+        """Nothing runs yet.
+
+        Args:
+            binding: The handler, and what it wants.
+            config: Attempts, policy, time limit.
+            queue: Name of the queue, for messages.
+            group: Name of the group, for messages.
+            original: Whether entries are the JavaScript library's.
+            ack: Acknowledges an entry.
+            settle: Does what an outcome says with an entry.
+        """
+        self._binding = binding
+        self._config = config
+        self._queue = queue
+        self._group = group
+        self._original = original
+        self._open: Callable[[list[bytes]], Envelope] = (
+            open_original if original else open_envelope
+        )
+        self._ack = ack
+        self._settle = settle
+        self._decode = binding.decode
+        self._by_content = decoder(None, config.loads)
+        # A limiter of its own, as wide as the consumer: other threads of the application neither
+        # wait for handlers nor hold them up.
+        self._threads = None if binding.is_async else CapacityLimiter(config.concurrency)
+        self.run = self._run_batch if binding.is_batch else self._run_one
+
+    def message(
+        self, entry: Entry, settle: Callable[[BaseException | None], None] | None = None
+    ) -> Message:
+        """Make what a handler gets of an entry."""
+        envelope = self._open(entry.fields)
+        decode = self._decode if self._binding.wants_body else self._by_content
+        return Message(
+            id=history.message_id(entry),
+            raw=envelope.raw or b"",
+            headers=envelope.headers,
+            content_type=envelope.content_type,
+            attempt=history.attempts_made(entry) + 1,
+            queue=self._queue,
+            group=self._group,
+            decode=lambda: decode(envelope),
+            settle=settle,
+        )
+
+    # -- one entry -----------------------------------------------------------------------------
+
+    async def _run_one(self, portion: list[Entry]) -> None:
+        entry = portion[0]
+        if self._original and is_original_marker(entry.fields):
+            self._ack(entry)
+            return
+        binding = self._binding
+        by_hand: list[BaseException | None] = []
+        outcome: Outcome = Release()  # what is cut off is handed back
+        try:
+            message = self.message(entry, by_hand.append) if binding.wants_message else None
+            body = self._decode(self._open(entry.fields)) if binding.wants_body else None
+            await self._call(body, message)
+            outcome = Ack()
+        except asyncio.CancelledError as error:
+            # Cancelled from outside: handed back. A handler may also end with a cancellation of
+            # its own making (a task it awaited was cancelled): that is a failure like any other,
+            # and must not end the worker.
+            if _is_cancelled_from_outside():
+                raise
+            outcome = self.decide(error, entry)
+        except Exception as error:  # noqa: BLE001 -- whatever a handler raises is its failure
+            outcome = self.decide(error, entry)
+        finally:
+            if by_hand:
+                outcome = Ack() if by_hand[0] is None else self.decide(by_hand[0], entry)
+            if type(outcome) is Ack:
+                self._ack(entry)
+            else:
+                self._settle(entry, outcome)
+
+    # -- a batch -------------------------------------------------------------------------------
+
+    async def _run_batch(self, portion: list[Entry]) -> None:
+        open_entries: dict[int, Entry] = {}
+        messages: list[Message] = []
+        for entry in portion:
+            if self._original and is_original_marker(entry.fields):
+                self._ack(entry)
+                continue
+            at = len(messages)
+            open_entries[at] = entry
+            messages.append(self.message(entry, self._settler_of(at, open_entries)))
+        if not messages:
+            return
+        failure: BaseException | None = None
+        cut_off = True
+        try:
+            await self._call(messages, None)
+            cut_off = False
+        except asyncio.CancelledError as error:
+            if _is_cancelled_from_outside():
+                raise
+            cut_off, failure = False, error
+        except Exception as error:  # noqa: BLE001 -- whatever a handler raises is its failure
+            cut_off, failure = False, error
+        finally:
+            for at, entry in open_entries.items():
+                messages[at].close()
+                outcome: Outcome
+                if cut_off:
+                    outcome = Release()
+                elif failure is None:
+                    outcome = Ack()
+                elif isinstance(failure, DecodeError) and messages[at].broken is None:
+                    outcome = Release()  # another message of the batch could not be read
+                else:
+                    outcome = self.decide(messages[at].broken or failure, entry)
+                self._settle(entry, outcome)
+
+    def _settler_of(
+        self, at: int, open_entries: dict[int, Entry]
+    ) -> Callable[[BaseException | None], None]:
+        def settle(error: BaseException | None) -> None:
+            entry = open_entries.pop(at)
+            self._settle(entry, Ack() if error is None else self.decide(error, entry))
+
+        return settle
+
+    # ------------------------------------------------------------------------------------------
+
+    async def _call(self, body: Any, message: Message | None) -> None:  # noqa: ANN401
+        binding = self._binding
+        limit = self._config.handler_timeout
+        if limit is None:
+            if binding.is_async:
+                await binding.call(body, message)
+            else:
+                await self._call_in_thread(body, message)
+            return
+        try:
+            async with asyncio.timeout(limit) as timer:
+                if binding.is_async:
+                    await binding.call(body, message)
+                else:
+                    await self._call_in_thread(body, message)
+        except TimeoutError as error:
+            if not timer.expired():
+                raise
+            msg = f"the handler ran longer than handler_timeout ({limit:g} s)"
+            raise TimeoutError(msg) from error
+
+    async def _call_in_thread(self, body: Any, message: Message | None) -> None:  # noqa: ANN401
+        result = await run_sync(
+            self._binding.call, body, message, abandon_on_cancel=True, limiter=self._threads
+        )
+        if asyncio.iscoroutine(result):
+            # A callable that only turns out to be asynchronous when it is called.
+            await result
+
+    def decide(self, error: BaseException, entry: Entry) -> Outcome:
+        """Say what becomes of a message that failed, and log it."""
+        attempt = history.attempts_made(entry) + 1
+        outcome = decide(error, attempt, self._config.retry, self._config.max_attempts)
+        final = isinstance(outcome, DeadLetter)
+        logger.log(
+            logging.WARNING,
+            "message %s of %s failed in attempt %d (%s), %s",
+            history.message_id(entry),
+            self._queue,
+            attempt,
+            self._binding.name,
+            "for good" if final else "will be tried again",
+            exc_info=error,
+        )
+        return outcome
+
+
+def _is_cancelled_from_outside() -> bool:
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0

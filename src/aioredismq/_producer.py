@@ -1,0 +1,257 @@
+"""`Producer`: bodies in, ids out."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import AsyncIterable, AsyncIterator, Iterable, Mapping
+from typing import TYPE_CHECKING, Any
+
+from anyio import CancelScope
+
+from ._batcher import Batcher
+from ._codec import encode, encode_original
+from ._config import ProducerConfig
+from ._errors import (
+    ConfigurationError,
+    MessageQueueError,
+    NotInitializedError,
+    PublishManyError,
+    PublishUncertainError,
+)
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+    from typing_extensions import Self
+
+    from ._channel import Channel
+    from ._queue import RedisMessageQueue
+
+# Batches of `produce_many` on their way at once: enough that the next one is encoded while the
+# answer of the last one comes back.
+_UNDER_WAY = 4
+
+
+class Producer:
+    """Send messages to one queue.
+
+    Sends of concurrent tasks share round trips. Made by `RedisMessageQueue`, or by hand.
+
+    Args:
+        queue: The queue to send to.
+        config: How to gather and send.
+    """
+
+    def __init__(
+        self, queue: RedisMessageQueue | Channel, config: ProducerConfig | None = None
+    ) -> None:
+        """Nothing is opened."""
+        channel = self._channel = queue.channel
+        self._config = config or ProducerConfig()
+        self._batcher: Batcher | None = None
+        self._encode = encode_original if channel.config.wire == "original" else encode
+
+    async def __aenter__(self) -> Self:
+        """Open it: connect and make the stream unless it is there."""
+        await self.open()
+        return self
+
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """Close it once everything sent is answered."""
+        await self.close()
+
+    async def open(self) -> None:
+        """Connect. Doing it again changes nothing.
+
+        Raises:
+            ServerError: Redis cannot be reached or refuses.
+        """
+        if self._batcher is not None:
+            self._channel.connection.check()
+            return
+        stream = await self._channel.open()
+        self._batcher = Batcher(stream.link, stream.keys, self._config)
+
+    async def close(self) -> None:
+        """Wait for what was sent to be answered, `produce_timeout` at most, and disconnect.
+
+        Cancellation: it still disconnects; what was not answered may or may not be stored.
+        """
+        batcher, self._batcher = self._batcher, None
+        if batcher is None:
+            return
+        try:
+            await batcher.close()
+        finally:
+            with CancelScope(shield=True):
+                await self._channel.close()
+
+    async def produce(
+        self, body: object, *, headers: Mapping[str, str] | None = None
+    ) -> str:
+        """Send one message.
+
+        Args:
+            body: Any JSON value, a dataclass, a pydantic or msgspec model; `bytes` and `str`
+                travel as they are.
+            headers: Text beside the body; names beginning with `mq-` are reserved.
+
+        Returns:
+            The message's id, once Redis has stored it.
+
+        Raises:
+            EncodeError: The body or a header cannot be sent; nothing was.
+            BacklogError: Redis is away and too many sends are waiting; nothing was sent.
+            PublishUncertainError: No answer within `produce_timeout`; its `retry()` is safe.
+            ServerError: Redis refuses it, or was away all the time; it is not stored.
+
+        Cancellation: the message may or may not be stored; nothing else is affected.
+        """
+        batcher = self._batcher
+        if batcher is None:
+            raise _closed(self._channel.keys.name)
+        self._channel.connection.check()
+        fields = self._encode(body, headers, self._config.dumps)
+        return await batcher.append(fields, _size(fields))
+
+    async def produce_many(
+        self,
+        bodies: Iterable[object] | AsyncIterable[object],
+        *,
+        headers: Mapping[str, str] | None = None,
+    ) -> list[str]:
+        """Send many messages in chunks, several on their way at once.
+
+        Args:
+            bodies: Any iterable or asynchronous iterable; it is not held in memory as a whole.
+            headers: For each of them.
+
+        Returns:
+            Their ids, in order.
+
+        Raises:
+            PublishManyError: It stopped in the middle: the error says which are stored. Its
+                cause is what `produce` would have raised, or what the iterable raised.
+
+        Cancellation: what is under way may or may not be stored.
+        """
+        batcher = self._batcher
+        if batcher is None:
+            raise _closed(self._channel.keys.name)
+        self._channel.connection.check()
+        source = _each(bodies)
+        run = _Run(batcher)
+        limit = min(self._config.max_batch, self._config.max_waiting)
+        chunk: list[tuple[bytes, ...]] = []
+        size = 0
+        try:
+            async for body in source:
+                fields = self._encode(body, headers, self._config.dumps)
+                mine = _size(fields)
+                if chunk and (
+                    len(chunk) >= limit or size + mine > self._config.max_batch_bytes
+                ):
+                    await run.send(chunk)
+                    chunk, size = [], 0
+                chunk.append(fields)
+                size += mine
+            if chunk:
+                await run.send(chunk)
+                chunk = []
+            await run.finish()
+        except Exception as error:
+            raise await run.failed(error, len(chunk)) from error
+        return run.stored
+
+
+class _Run:
+    """One `produce_many`: chunks under way, in order, and what became of them."""
+
+    def __init__(self, batcher: Batcher) -> None:
+        self._batcher = batcher
+        self._under_way: deque[tuple[int, asyncio.Future[list[str]]]] = deque()
+        self._ids: list[str | None] = []
+        self._uncertain: list[int] = []
+
+    @property
+    def stored(self) -> list[str]:
+        return [message_id for message_id in self._ids if message_id is not None]
+
+    async def send(self, chunk: list[tuple[bytes, ...]]) -> None:
+        while len(self._under_way) >= _UNDER_WAY:
+            await self._await_first()
+        future = await self._batcher.submit_all(chunk)
+        self._under_way.append((len(chunk), future))
+
+    async def finish(self) -> None:
+        while self._under_way:
+            await self._await_first()
+
+    async def _await_first(self) -> None:
+        count, future = self._under_way[0]
+        try:
+            ids = await future
+        except MessageQueueError as error:
+            self._under_way.popleft()
+            if isinstance(error, PublishUncertainError):
+                self._uncertain += range(len(self._ids), len(self._ids) + count)
+            self._ids += [None] * count
+            raise
+        self._under_way.popleft()
+        self._ids += ids
+
+    async def failed(self, cause: Exception, unsent: int) -> PublishManyError:
+        """Wait for what else is under way, then say what became of each."""
+        while self._under_way:
+            try:
+                await self._await_first()
+            except MessageQueueError:
+                continue  # counted; the first cause is the one that is told
+        self._ids += [None] * unsent
+        stored = len(self.stored)
+        text = f"{stored} of {len(self._ids)} messages are stored: {cause}"
+        if self._uncertain:
+            text += f" ({len(self._uncertain)} more may be)"
+        return PublishManyError(text, self._ids, self._uncertain)
+
+
+def _each(bodies: Iterable[Any] | AsyncIterable[Any]) -> AsyncIterable[Any]:
+    match bodies:
+        case str() | bytes() | Mapping():
+            msg = (
+                f"produce_many takes an iterable of bodies, got one {type(bodies).__name__}: "
+                "use produce"
+            )
+            raise ConfigurationError(msg)
+        case AsyncIterable():
+            return bodies
+        case Iterable():
+            return _stepwise(bodies)
+        case _:
+            msg = (
+                "produce_many takes an iterable or asynchronous iterable of bodies, got "
+                f"{type(bodies).__name__}"
+            )
+            raise ConfigurationError(msg)
+
+
+async def _stepwise(bodies: Iterable[Any]) -> AsyncIterator[Any]:
+    for body in bodies:
+        yield body
+
+
+def _size(fields: tuple[bytes, ...]) -> int:
+    return len(fields[1]) if len(fields) == 2 else sum(map(len, fields))
+
+
+def _closed(name: str) -> NotInitializedError:
+    return NotInitializedError(
+        f"queue {name!r} is not initialized: `await queue.initialize()`, or use "
+        "`async with queue:`"
+    )

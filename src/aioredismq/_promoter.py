@@ -1,0 +1,142 @@
+"""What is due or was handed back → this consumer, as far as it has room."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+from typing import TYPE_CHECKING
+
+from anyio import move_on_after
+
+from ._errors import ConnectionLostError, ServerFullError, ServerNotReadyError
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Sequence
+
+    from ._message import Entry
+    from ._stream import Stream
+
+logger = logging.getLogger("aioredismq")
+
+# Seconds between looks when nobody rings: the net under a bell that was lost. Spread, so that the
+# consumers of a group do not all look at once.
+_PULSE = (5.0, 10.0)
+_PAUSE = 0.5
+
+
+class Promoter:
+    """Take what has come back to a group.
+
+    It looks when the bell rings, when the next delayed message is due, and at a slow pulse.
+    """
+
+    def __init__(  # noqa: PLR0913 -- it is given all it needs, and knows nobody
+        self,
+        stream: Stream,
+        *,
+        group: str,
+        consumer: str,
+        room: Callable[[], int],
+        wait_for_room: Callable[[], Awaitable[None]],
+        deliver: Callable[[Sequence[Entry]], None],
+        held: Callable[[bytes], bool],
+    ) -> None:
+        """Nothing is asked before `run()`.
+
+        Args:
+            stream: The queue.
+            group: The group.
+            consumer: Name under which entries become pending.
+            room: Says how many entries there is room for now.
+            wait_for_room: Returns when there is room again.
+            deliver: Takes what was read.
+            held: Says whether an id of the lane is known to this consumer.
+        """
+        self._stream = stream
+        self._group = group
+        self._consumer = consumer
+        self._room = room
+        self._wait_for_room = wait_for_room
+        self._deliver = deliver
+        self._held = held
+        self._rung = asyncio.Event()
+        self._served = asyncio.Event()
+        self._look_back = False
+        self._stopping = False
+        self._next_due: float | None = None
+        stream.link.on_up(self._reconnected)
+
+    def ring(self) -> None:
+        """Look soon: something may be there."""
+        self._served.clear()
+        self._rung.set()
+
+    def stop(self) -> None:
+        """Take no more; `run()` ends."""
+        self._stopping = True
+        self._rung.set()
+        self._served.set()
+
+    async def served(self) -> None:
+        """Return when it wants no room for itself: it goes before the main stream."""
+        await self._served.wait()
+
+    async def run(self) -> None:
+        """Take until `stop()`.
+
+        Raises:
+            ServerError: One that does not pass by itself.
+        """
+        self.ring()
+        try:
+            while not self._stopping:
+                try:
+                    await self._take_all()
+                except (ConnectionLostError, ServerNotReadyError, ServerFullError) as error:
+                    logger.debug("could not look into the lane of %s: %s", self._group, error)
+                    self._look_back = True
+                    await asyncio.sleep(_PAUSE)
+                    continue
+                if not self._rung.is_set():
+                    self._served.set()
+                with move_on_after(self._until_next()):
+                    await self._rung.wait()
+        finally:
+            self._served.set()
+            self._stream.link.forget(self._reconnected)
+
+    def _until_next(self) -> float:
+        pulse = random.uniform(*_PULSE)
+        return pulse if self._next_due is None else min(pulse, self._next_due)
+
+    async def _take_all(self) -> None:
+        if self._look_back:
+            await self._look_at_own()
+            self._look_back = False
+        more = True
+        while more and not self._stopping:
+            self._rung.clear()
+            await self._wait_for_room()
+            room = self._room()
+            if room < 1:
+                continue
+            taken = await self._stream.take(self._group, self._consumer, room)
+            if taken.entries:
+                self._deliver(taken.entries)
+            self._next_due = taken.next_due
+            more = taken.more or self._rung.is_set()
+
+    async def _look_at_own(self) -> None:
+        """Find what a lost reply has left pending under this consumer."""
+        lost = await self._stream.own_pending(
+            self._group, self._consumer, in_lane=True, held=self._held
+        )
+        if lost:
+            self._deliver(lost)
+
+    def _reconnected(self) -> None:
+        self._look_back = True
+        self.ring()
+
+

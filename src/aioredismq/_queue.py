@@ -1,0 +1,373 @@
+"""`RedisMessageQueue`: one noun, three verbs. A thin face over `Producer` and `Consumer`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeVar, overload
+from urllib.parse import urlsplit
+
+from anyio import CancelScope
+
+from . import _running as running
+from ._channel import Channel, connection_for
+from ._codec import decoder, open_envelope, open_original
+from ._config import ConsumerOptions, QueueOptions, consumer_config, split_options
+from ._consumer import Consumer
+from ._errors import ConfigurationError, DecodeError, NotInitializedError
+from ._message import Record
+from ._producer import Producer
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterable, Callable, Iterable, Mapping
+    from contextlib import AbstractAsyncContextManager
+    from types import TracebackType
+
+    import redis.asyncio as redis
+    from typing_extensions import Self, Unpack
+
+    from ._config import ConsumerConfig
+    from ._connection import Connection
+    from ._message import Entry
+    from ._stream import GroupInfo, Stream
+
+_Handler = TypeVar("_Handler", bound="Callable[..., Any]")
+
+
+@dataclass(frozen=True, slots=True)
+class Health:
+    """Whether a queue works, for probes.
+
+    Attributes:
+        healthy: No problem is known.
+        problems: Each in one line.
+    """
+
+    healthy: bool
+    problems: tuple[str, ...]
+
+
+class RedisMessageQueue:
+    """A message queue in a Redis stream: it is initialized, produces, and consumes.
+
+    Args:
+        name: The queue's name, which is also its stream's key.
+        connection: A URL, a `redis.asyncio` client (it stays yours and is never closed), or a
+            `Connection`; queues on one client or `Connection` share it.
+        port: In place of the URL's port.
+        options: The fields of `QueueConfig` and `ProducerConfig`.
+
+    Raises:
+        ConfigurationError: With the rule that is broken. Nothing is opened before `initialize()`.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        connection: str
+        | Connection
+        | redis.Redis
+        | redis.RedisCluster = "redis://localhost:6379/0",
+        port: int | None = None,
+        **options: Unpack[QueueOptions],
+    ) -> None:
+        """Check everything; no I/O, and no event loop is needed."""
+        queue_config, producer_config = split_options(options)
+        if port is not None:
+            connection = _with_port(connection, port)
+        self.channel = Channel(name, connection_for(connection), queue_config)
+        self._producer = Producer(self, producer_config)
+        self._handlers: list[tuple[Callable[..., Any], ConsumerConfig]] = []
+        self.consumers: list[Consumer] = []
+        """Consumers started by `consume`, `consuming` and `run`, the ended ones included until
+        the next start."""
+        self._stream: Stream | None = None
+
+    @property
+    def name(self) -> str:
+        """The queue's name."""
+        return self.channel.keys.name
+
+    # -- initialize ----------------------------------------------------------------------------
+
+    @property
+    def is_initialized(self) -> bool:
+        """Whether it is open."""
+        return self._stream is not None
+
+    async def __aenter__(self) -> Self:
+        """Initialize."""
+        await self.initialize()
+        return self
+
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """Close."""
+        await self.close()
+
+    async def initialize(self) -> None:
+        """Connect, and make the stream and its groups unless they are there.
+
+        Groups: those named by `groups=`, else those of the registered handlers, else the default
+        one. Doing it again changes nothing.
+
+        Raises:
+            ConnectionLostError: Redis cannot be reached.
+            AuthenticationError: User or password.
+            PermissionDeniedError: The user may not do what is needed.
+            WrongKeyTypeError: The key holds something else.
+            UnsupportedServerError: The server is too old.
+            QueueMismatchError: The queue is in use by other rules.
+            WrongLoopError: It is open on another event loop, or in the parent process.
+
+        Cancellation: nothing is left open.
+        """
+        if self._stream is not None:
+            self.channel.connection.check()
+            return
+        stream = await self.channel.open()
+        try:
+            for group, latest in self._groups_to_make().items():
+                await stream.open_group(group, latest=latest, rules=self.channel.rules)
+            await self._producer.open()
+        except BaseException:
+            await self.channel.close()
+            raise
+        self._stream = stream
+
+    def _groups_to_make(self) -> dict[str, bool]:
+        named = self.channel.config.groups
+        starts = {
+            self.channel.group_name(config.group): config.start == "latest"
+            for _, config in self._handlers
+        }
+        if named is not None:
+            return {group: starts.get(group, False) for group in named}
+        return starts or {self.channel.group_name(None): False}
+
+    async def close(self) -> None:
+        """Drain what still consumes, wait for what was sent, and disconnect.
+
+        Closing a queue that is not open changes nothing.
+        """
+        if self._stream is None:
+            return
+        self._stream = None
+        with CancelScope(shield=True):
+            for consumer in self.consumers:
+                await consumer.stop()
+        try:
+            await self._producer.close()
+        finally:
+            with CancelScope(shield=True):
+                await self.channel.close()
+
+    # -- produce -------------------------------------------------------------------------------
+
+    async def produce(
+        self, body: object, *, headers: Mapping[str, str] | None = None
+    ) -> str:
+        """Send one message and return its id once Redis has stored it.
+
+        Args:
+            body: Any JSON value, a dataclass, a pydantic or msgspec model; `bytes` and `str`
+                travel as they are.
+            headers: Text beside the body; names beginning with `mq-` are reserved.
+
+        Raises:
+            NotInitializedError: The queue is not open.
+            EncodeError: The body or a header cannot be sent; nothing was.
+            BacklogError: Redis is away and too many sends are waiting; nothing was sent.
+            PublishUncertainError: No answer within `produce_timeout`; its `retry()` is safe.
+            ServerError: Redis refuses it, or was away all the time; it is not stored.
+
+        Cancellation: the message may or may not be stored; nothing else is affected.
+        """
+        return await self._producer.produce(body, headers=headers)
+
+    async def produce_many(
+        self,
+        bodies: Iterable[object] | AsyncIterable[object],
+        *,
+        headers: Mapping[str, str] | None = None,
+    ) -> list[str]:
+        """Send many messages in chunks and return their ids in order.
+
+        Args:
+            bodies: Any iterable or asynchronous iterable.
+            headers: For each of them.
+
+        Raises:
+            NotInitializedError: The queue is not open.
+            PublishManyError: It stopped in the middle; the error says which are stored.
+
+        Cancellation: what is under way may or may not be stored.
+        """
+        return await self._producer.produce_many(bodies, headers=headers)
+
+    # -- consume -------------------------------------------------------------------------------
+
+    @overload
+    def handler(self, function: _Handler, /) -> _Handler: ...
+
+    @overload
+    def handler(
+        self, /, **options: Unpack[ConsumerOptions]
+    ) -> Callable[[_Handler], _Handler]: ...
+
+    def handler(
+        self, function: _Handler | None = None, /, **options: Unpack[ConsumerOptions]
+    ) -> _Handler | Callable[[_Handler], _Handler]:
+        """Register a handler for `consuming()` and `run()`; a decorator, with or without options.
+
+        Args:
+            function: The handler. Its parameters decide what it gets.
+            options: The fields of `ConsumerConfig`.
+
+        Raises:
+            HandlerSignatureError: It asks for what it cannot get.
+            ConfigurationError: An option breaks its rule.
+        """
+        config = consumer_config(options)
+
+        def register(handler: _Handler) -> _Handler:
+            Consumer(self, handler, config)  # refuses here what could not run later
+            self._handlers.append((handler, config))
+            return handler
+
+        return register if function is None else register(function)
+
+    async def consume(
+        self, callback: Callable[..., Any], /, **options: Unpack[ConsumerOptions]
+    ) -> None:
+        """Call `callback` with each message, until cancelled; success acknowledges.
+
+        Args:
+            callback: The handler. Its parameters decide what it gets.
+            options: The fields of `ConsumerConfig`.
+
+        Raises:
+            HandlerSignatureError: The callback asks for what it cannot get.
+            MessageQueueError: What ended it and cannot be mended.
+
+        Cancellation: the normal way to stop. It drains: running handlers get `shutdown_timeout`
+        to finish, the rest goes back to the group. A second cancellation hurries.
+        """
+        consumer = Consumer(self, callback, consumer_config(options))
+        self._require_stream()
+        self._remember([consumer])
+        await consumer.start()
+        try:
+            await consumer.wait()
+        finally:
+            await consumer.stop_from_user_task()
+
+    def consuming(self) -> AbstractAsyncContextManager[None]:
+        """Run the registered handlers in the background of a block; see `aioredismq.consuming`."""
+        return running.consuming(self)
+
+    async def run(self) -> None:
+        """Run the registered handlers until SIGINT or SIGTERM; see `aioredismq.run`."""
+        await running.run(self)
+
+    def make_consumers(self) -> list[Consumer]:
+        """Make a consumer for each registered handler; `consuming` and `run` start them."""
+        made = [Consumer(self, handler, config) for handler, config in self._handlers]
+        self._remember(made)
+        return made
+
+    def _remember(self, consumers: list[Consumer]) -> None:
+        self.consumers = [item for item in self.consumers if item.is_running] + consumers
+
+    # -- looking in ----------------------------------------------------------------------------
+
+    async def records(
+        self, *, after: str | None = None, limit: int | None = None
+    ) -> list[Record]:
+        """List what is stored, oldest first: what no group, or not every group, has settled.
+
+        Args:
+            after: Id to begin behind, to page through a long queue.
+            limit: Records at most; None for all.
+
+        Raises:
+            ServerError: Redis was away, or refuses.
+        """
+        if limit is not None and limit < 0:
+            msg = f"limit must be 0 or more, got {limit!r}"
+            raise ConfigurationError(msg)
+        entries = await self._require_stream().records(after, limit)
+        return [self._record(entry) for entry in entries]
+
+    def _record(self, entry: Entry) -> Record:
+        original = self.channel.config.wire == "original"
+        envelope = (open_original if original else open_envelope)(entry.fields)
+        body: object
+        try:
+            body = decoder(None)(envelope)
+        except DecodeError:
+            body = envelope.raw
+        pairs = zip(entry.fields[::2], entry.fields[1::2], strict=False)
+        return Record(entry.id.decode(), body, envelope.headers, dict(pairs))
+
+    async def groups(self) -> list[GroupInfo]:
+        """List the consumer groups with their consumers, pending messages and lag."""
+        return await self._require_stream().groups()
+
+    async def destroy_group(self, group: str) -> bool:
+        """Remove a group with everything it has not handled; its consumers end with an error.
+
+        Returns:
+            Whether it was there.
+        """
+        return await self._require_stream().destroy_group(group)
+
+    async def delete(self) -> bool:
+        """Remove the queue: stream, groups, retries, dead letters. Consumers end with an error.
+
+        Returns:
+            Whether anything was there.
+        """
+        return await self._require_stream().delete()
+
+    def health(self) -> Health:
+        """Say whether it works, without asking the server: for liveness and readiness probes."""
+        problems = [
+            f"consumer of group {consumer.group!r} has ended: {consumer.error}"
+            for consumer in self.consumers
+            if consumer.error is not None
+        ]
+        if self._stream is None:
+            problems.append("not initialized")
+        problems += [str(failure) for failure in self.channel.connection.failures]
+        return Health(not problems, tuple(problems))
+
+    def _require_stream(self) -> Stream:
+        if self._stream is None:
+            msg = (
+                f"queue {self.name!r} is not initialized: `await queue.initialize()`, or use "
+                "`async with queue:`"
+            )
+            raise NotInitializedError(msg)
+        self.channel.connection.check()
+        return self._stream
+
+    def __repr__(self) -> str:
+        return f"RedisMessageQueue({self.name!r}, {self.channel.connection!r})"
+
+
+def _with_port(target: object, port: int) -> str:
+    """Put a port into a URL or host name."""
+    if not isinstance(target, str):
+        msg = "port goes with a URL or a host name, not with a client or Connection"
+        raise ConfigurationError(msg)
+    parts = urlsplit(target if "://" in target else f"redis://{target}")
+    if not isinstance(port, int) or not 0 < port < 65536:
+        msg = f"port must be a whole number from 1 to 65535, got {port!r}"
+        raise ConfigurationError(msg)
+    credentials, at, _ = parts.netloc.rpartition("@")
+    host = f"[{parts.hostname}]" if ":" in (parts.hostname or "") else parts.hostname
+    return parts._replace(netloc=f"{credentials}{at}{host or 'localhost'}:{port}").geturl()

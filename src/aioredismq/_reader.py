@@ -1,0 +1,221 @@
+"""The blocking read: asks only for what there is room for, on a connection of its own.
+
+A blocked read is never cancelled: what Redis hands out at that moment would be pending and unseen.
+It is woken by CLIENT UNBLOCK, or, where that is denied, blocks shortly.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import TYPE_CHECKING
+
+from anyio import move_on_after
+
+from ._errors import (
+    AuthenticationError,
+    CommandRefusedError,
+    ConnectionLostError,
+    PermissionDeniedError,
+    ServerError,
+    ServerNotReadyError,
+    UnsupportedServerError,
+    WrongKeyTypeError,
+)
+from ._link import pauses
+from ._wire import exchange
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Sequence
+
+    from ._message import Entry
+    from ._stream import Stream
+    from ._wire import Wire
+
+logger = logging.getLogger("aioredismq")
+
+# Seconds one read blocks. Bounded, so that a half-open line and a stream that vanished on 6.2
+# (which wakes nobody) are noticed; 12 commands a minute when idle.
+LONGEST_BLOCK = 5.0
+# Where CLIENT UNBLOCK is denied, stopping waits for the end of the current block.
+_SHORT_BLOCK = 1.0
+_WAKE_AGAIN = 0.05
+
+FATAL = (
+    AuthenticationError,
+    PermissionDeniedError,
+    WrongKeyTypeError,
+    UnsupportedServerError,
+)
+
+
+class Reader:
+    """Bring new entries of one stream to one consumer, as far as it has room."""
+
+    def __init__(  # noqa: PLR0913 -- it is given all it needs, and knows nobody
+        self,
+        stream: Stream,
+        *,
+        group: str,
+        consumer: str,
+        open_wire: Callable[[], Awaitable[Wire]],
+        room: Callable[[], int],
+        wait_for_room: Callable[[], Awaitable[None]],
+        deliver: Callable[[Sequence[Entry]], None],
+        held: Callable[[bytes], bool],
+        mend: Callable[[], Awaitable[None]],
+    ) -> None:
+        """Nothing is opened before `run()`.
+
+        Args:
+            stream: What to read.
+            group: The group.
+            consumer: Name under which entries become pending.
+            open_wire: Opens the connection that blocks.
+            room: Says how many entries there is room for now.
+            wait_for_room: Returns when there is room again.
+            deliver: Takes what was read.
+            held: Says whether an id is known to this consumer.
+            mend: Makes the group again when it is gone; raises when it was deleted on purpose.
+        """
+        self._stream = stream
+        self._group = group
+        self._consumer = consumer
+        self._open_wire = open_wire
+        self._room = room
+        self._wait_for_room = wait_for_room
+        self._deliver = deliver
+        self._held = held
+        self._mend = mend
+        self._wire: Wire | None = None
+        self._wire_id: int | None = None
+        self._stopping = False
+        self._blocked = False
+        self._stopped = asyncio.Event()
+        self._started = False
+        self._asked = 0
+
+    async def run(self) -> None:
+        """Read until `stop()`.
+
+        Raises:
+            ServerError: One that does not pass by itself.
+            QueueDeletedError: The queue or group was deleted on purpose.
+        """
+        following = pauses()
+        self._started = True
+        try:
+            while not self._stopping:
+                try:
+                    await self._open()
+                    following = pauses()
+                    while not self._stopping:
+                        await self._read()
+                except FATAL:
+                    raise
+                except (ConnectionLostError, ServerNotReadyError) as error:
+                    logger.debug("the reader of %s lost its line: %s", self._group, error)
+                    self._close()
+                    await self._pause(following())
+                except CommandRefusedError as error:
+                    if error.code != "NOGROUP":
+                        raise
+                    await self._mend()
+        finally:
+            self._close()
+            self._stopped.set()
+
+    @property
+    def asked(self) -> int:
+        """Entries the blocked read has asked for; 0 when none is under way."""
+        return self._asked
+
+    def request_stop(self) -> None:
+        """Ask for no more; `stop()` waits for the end."""
+        self._stopping = True
+
+    async def stop(self) -> None:
+        """Ask for no more and wake the blocked read; returns when it has ended.
+
+        What the last read brought is delivered before.
+        """
+        self._stopping = True
+        while self._started and not self._stopped.is_set():
+            if self._blocked and self._wire_id is not None:
+                await self._wake(self._wire_id)
+            # Again after a while: the wake-up may overtake the read it is for.
+            with move_on_after(_WAKE_AGAIN):
+                await self._stopped.wait()
+
+    async def reconsider(self) -> None:
+        """Ask again for less, when the room a blocked read asked for was taken otherwise."""
+        if self._blocked and self._wire_id is not None and self._asked > self._room():
+            await self._wake(self._wire_id)
+
+    async def _wake(self, wire_id: int) -> None:
+        try:
+            await self._stream.link.call("CLIENT", "UNBLOCK", wire_id, patience=1.0)
+        except PermissionDeniedError:
+            self._wire_id = None  # the read ends by itself
+        except ServerError as error:
+            logger.debug("could not wake the blocked read: %s", error)
+            self._close()  # the server is away, and what it would hand out with it
+
+    async def _pause(self, seconds: float) -> None:
+        """Wait, but not beyond `stop()`."""
+        end = asyncio.get_running_loop().time() + seconds
+        while not self._stopping and asyncio.get_running_loop().time() < end:
+            await asyncio.sleep(min(0.1, seconds))
+
+    async def _open(self) -> None:
+        if self._wire is not None and not self._wire.is_lost:
+            return
+        self._wire = await self._open_wire()
+        try:
+            self._wire_id = await exchange(
+                self._wire, "CLIENT", "ID", within=LONGEST_BLOCK
+            )
+        except (PermissionDeniedError, CommandRefusedError):
+            self._wire_id = None
+        # A read whose reply was lost has left entries pending under this name, unseen.
+        lost = await self._stream.own_pending(
+            self._group, self._consumer, in_lane=False, held=self._held
+        )
+        if lost:
+            logger.info("found %d entries of a lost read", len(lost))
+            self._deliver(lost)
+
+    async def _read(self) -> None:
+        await self._wait_for_room()
+        count = self._room()
+        if self._stopping or count < 1 or self._wire is None:
+            return
+        block = LONGEST_BLOCK if self._wire_id is not None else _SHORT_BLOCK
+        command = self._stream.read_command(
+            self._group, self._consumer, count, int(block * 1000)
+        )
+        reply: asyncio.Future[object] = asyncio.get_running_loop().create_future()
+        self._wire.submit(command, lambda answer: _resolve(reply, answer))
+        self._blocked, self._asked = True, count
+        try:
+            answer = await reply
+        finally:
+            self._blocked, self._asked = False, 0
+        entries = self._stream.read_entries(answer)
+        if entries:
+            self._deliver(entries)
+
+    def _close(self) -> None:
+        wire, self._wire = self._wire, None
+        self._wire_id = None
+        if wire is not None and not wire.is_lost:
+            wire.close()
+
+
+def _resolve(future: asyncio.Future[object], answer: object) -> None:
+    if future.done():
+        return
+    if isinstance(answer, Exception):
+        future.set_exception(answer)
+    else:
+        future.set_result(answer)

@@ -1,0 +1,73 @@
+"""Tells the application's failover callback of each message that has failed for good."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import logging
+from collections import deque
+from typing import TYPE_CHECKING
+
+from anyio.to_thread import run_sync
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from ._message import Message
+    from ._outcome import Failure
+
+logger = logging.getLogger("aioredismq")
+
+# Reports waiting for a slow callback; beyond it the oldest is dropped: the message itself is safe
+# with the dead letters (or in the log), and memory is not.
+_MOST = 10_000
+
+
+class Reporter:
+    """Call one callback, one report after the other, beside the handlers."""
+
+    def __init__(self, callback: Callable[[Message, Failure], object] | None) -> None:
+        """Nothing is called before `run()`."""
+        self._callback = callback
+        self._reports: deque[tuple[Message, Failure]] = deque(maxlen=_MOST)
+        self._something = asyncio.Event()
+        self._nothing = asyncio.Event()
+        self._nothing.set()
+
+    def report(self, message: Message, failure: Failure) -> None:
+        """Tell of a message, soon."""
+        if self._callback is None:
+            return
+        if len(self._reports) == _MOST:
+            logger.warning("the failover callback is too slow: a report was dropped")
+        self._reports.append((message, failure))
+        self._nothing.clear()
+        self._something.set()
+
+    async def told(self) -> None:
+        """Return when every report was made."""
+        await self._nothing.wait()
+
+    async def run(self) -> None:
+        """Report until cancelled."""
+        while True:
+            await self._something.wait()
+            self._something.clear()
+            while self._reports:
+                message, failure = self._reports.popleft()
+                try:
+                    await self._tell(message, failure)
+                except Exception:
+                    logger.exception("the failover callback failed on message %s", message.id)
+            self._nothing.set()
+
+    async def _tell(self, message: Message, failure: Failure) -> None:
+        callback = self._callback
+        if callback is None:
+            return
+        if inspect.iscoroutinefunction(callback):
+            await callback(message, failure)
+            return
+        result = await run_sync(callback, message, failure)
+        if inspect.isawaitable(result):
+            await result

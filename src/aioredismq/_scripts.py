@@ -1,0 +1,57 @@
+"""The Lua scripts: one operation a file in `lua/`, its contract on top.
+
+A line `-- with: NAME` puts the file `NAME.lua`, a fragment several scripts share, in front. No
+script has a `#!lua` line: under a full memory Redis refuses those whatever they do, while a plain
+one may go on if its first write frees memory (XACK).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from dataclasses import dataclass
+from importlib.resources import files
+from typing import TYPE_CHECKING
+
+from ._wire import pack
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+
+@dataclass(frozen=True, slots=True)
+class Script:
+    """A script, called by its digest and sent whole when the server does not know it."""
+
+    name: str
+    text: bytes
+    digest: bytes
+
+    def by_digest(self, keys: Sequence[str], arguments: Sequence[bytes | str | int]) -> bytes:
+        """Pack EVALSHA; a server that does not know the script answers NOSCRIPT."""
+        return pack(b"EVALSHA", self.digest, len(keys), *keys, *arguments)
+
+    def whole(self, keys: Sequence[str], arguments: Sequence[bytes | str | int]) -> bytes:
+        """Pack EVAL, which also teaches the server the script."""
+        return pack(b"EVAL", self.text, len(keys), *keys, *arguments)
+
+
+def _load(name: str) -> Script:
+    folder = files("aioredismq") / "lua"
+    text = (folder / f"{name}.lua").read_text("utf-8")
+    shared = re.findall(r"^-- with: (\w+)$", text, flags=re.MULTILINE)
+    parts = [(folder / f"{fragment}.lua").read_text("utf-8") for fragment in shared]
+    whole = "\n".join([*parts, text]).encode()
+    digest = hashlib.sha1(whole, usedforsecurity=False).hexdigest()
+    return Script(name, whole, digest.encode())
+
+
+APPEND = _load("append")
+DELETE = _load("delete")
+DESTROY_GROUP = _load("destroy_group")
+FORGET_CONSUMER = _load("forget_consumer")
+MOVE = _load("move")
+OPEN_GROUP = _load("open_group")
+OWN_PENDING = _load("own_pending")
+SETTLE = _load("settle")
+TAKE = _load("take")

@@ -1,0 +1,229 @@
+"""What became of a message → what Redis is told.
+
+Success is a plain acknowledgement, gathered with those of the same moment. Everything else moves
+the entry elsewhere by an owner-checked script. What could not be sent is kept and sent later.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import deque
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from typing_extensions import assert_never
+
+from . import _history as history
+from ._errors import ConnectionLostError, ServerError, ServerFullError, ServerNotReadyError
+from ._outcome import Ack, DeadLetter, Failure, Outcome, Release, Retry
+from ._stream import Move
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from ._held import Held
+    from ._message import Entry
+    from ._stream import Stream
+
+logger = logging.getLogger("aioredismq")
+
+# Acknowledgements in one call: some 0.3 ms of the server's time with one group.
+_MOST = 256
+# While the server refuses or is away: often enough to be done soon after, seldom enough not to
+# add to its trouble.
+_PAUSE = 0.2
+
+
+@dataclass(frozen=True, slots=True)
+class _Moving:
+    move: Move
+    failure: Failure | None
+
+
+class Settler:
+    """Settle the entries of one consumer.
+
+    Acknowledgements go out at the end of the turn when none is under way, and otherwise when the
+    last one's answer has come: they gather by themselves, without a timer.
+    """
+
+    def __init__(  # noqa: PLR0913 -- it is given all it needs, and knows nobody
+        self,
+        stream: Stream,
+        *,
+        group: str,
+        consumer: str,
+        held: Held,
+        failover: bool,
+        failed: Callable[[Entry, Failure], None],
+        fatal: Callable[[ServerError], None],
+    ) -> None:
+        """Nothing is sent before something is settled.
+
+        Args:
+            stream: Where entries came from.
+            group: The group.
+            consumer: Name under which they are pending.
+            held: What is held; settled entries are dropped from it.
+            failover: Whether what failed for good becomes a dead letter.
+            failed: Told of each message that has failed for good, after it was put aside.
+            fatal: Told of an error that does not pass by itself.
+        """
+        self._stream = stream
+        self._group = group
+        self._consumer = consumer
+        self._held = held
+        self._failover = failover
+        self._failed = failed
+        self._fatal = fatal
+        self._loop = asyncio.get_running_loop()
+        self._acks: list[bytes] = []
+        self._lane_acks: list[bytes] = []
+        self._acking = False
+        self._ack_due = False
+        self._moves: deque[_Moving] = deque()
+        self._moving = False
+        self._work = asyncio.Event()
+        self._quiet = asyncio.Event()
+        self._quiet.set()
+        self.lost = 0
+        """Entries that somebody else held by the time they were settled."""
+        stream.link.on_up(self._go_on)
+
+    # -- what became of it ---------------------------------------------------------------------
+
+    def ack(self, entry: Entry) -> None:
+        """Acknowledge, with the next call."""
+        (self._lane_acks if entry.in_lane else self._acks).append(entry.id)
+        if not self._ack_due and not self._acking:
+            self._ack_due = True
+            self._quiet.clear()
+            self._loop.call_soon(self._send_acks)
+
+    def settle(self, entry: Entry, outcome: Outcome) -> None:
+        """Do what an outcome says, with the next call."""
+        attempt = history.attempts_made(entry)
+        match outcome:
+            case Ack():
+                self.ack(entry)
+            case Release():
+                self._move(Move(entry, "lane", history.handed_back(entry)))
+            case Retry(after, detail):
+                fields = history.tried_again(entry, attempt + 1, detail)
+                where = "later" if after > 0 else "lane"
+                self._move(Move(entry, where, fields, after))
+            case DeadLetter(failure) if self._failover:
+                fields = history.put_aside(entry, attempt + 1, self._group, failure)
+                self._move(Move(entry, "dead", fields), failure)
+            case DeadLetter(failure):
+                self.ack(entry)
+                self._failed(entry, failure)
+            case _:
+                assert_never(outcome)
+
+    async def flushed(self) -> None:
+        """Return when everything settled so far was answered."""
+        while not self._quiet.is_set():
+            await self._quiet.wait()
+
+    def close(self) -> None:
+        """Send nothing more."""
+        self._stream.link.forget(self._go_on)
+
+    # -- acknowledgements ----------------------------------------------------------------------
+
+    def _send_acks(self, *, whole: bool = False) -> None:
+        self._ack_due = False
+        if self._acking:
+            return
+        in_lane = not self._acks
+        ids = self._lane_acks if in_lane else self._acks
+        if not ids:
+            self._look_for_quiet()
+            return
+        batch = ids[:_MOST]
+        if not self._stream.link.is_up:
+            return  # sent when it is up again
+        command = self._stream.settle_command(self._group, batch, in_lane=in_lane, whole=whole)
+        del ids[: len(batch)]
+        self._acking = True
+        self._stream.link.submit(
+            command, lambda reply: self._acked(batch, reply, in_lane=in_lane)
+        )
+
+    def _acked(self, batch: list[bytes], reply: Any, *, in_lane: bool) -> None:  # noqa: ANN401
+        self._acking = False
+        if not isinstance(reply, Exception):
+            self._held.drop(batch, in_lane=in_lane)
+            self._send_acks()
+            return
+        ids = self._lane_acks if in_lane else self._acks
+        ids[:0] = batch
+        match reply:
+            case ServerError(code="NOSCRIPT"):
+                self._send_acks(whole=True)
+            case ConnectionLostError():
+                pass  # sent when it is up again
+            case ServerNotReadyError() | ServerFullError():
+                if reply.code in {"MOVED", "ASK", "READONLY"}:
+                    self._stream.link.renew()
+                self._loop.call_later(_PAUSE, self._send_acks)
+            case ServerError():
+                self._fatal(reply)
+                self._loop.call_later(1.0, self._send_acks)
+            case _:
+                raise reply
+
+    def _go_on(self) -> None:
+        """Send what has waited for the connection."""
+        if not self._acking and not self._ack_due and (self._acks or self._lane_acks):
+            self._send_acks()
+
+    # -- moves ---------------------------------------------------------------------------------
+
+    def _move(self, move: Move, failure: Failure | None = None) -> None:
+        self._moves.append(_Moving(move, failure))
+        self._quiet.clear()
+        self._work.set()
+
+    async def run(self) -> None:
+        """Send moves as they come, until cancelled."""
+        while True:
+            await self._work.wait()
+            self._work.clear()
+            while self._moves:
+                batch = [self._moves.popleft() for _ in range(min(len(self._moves), _MOST))]
+                self._moving = True
+                try:
+                    await self._send_moves(batch)
+                finally:
+                    self._moving = False
+            self._look_for_quiet()
+
+    async def _send_moves(self, batch: Sequence[_Moving]) -> None:
+        while True:
+            try:
+                held = await self._stream.move(
+                    self._group, self._consumer, [item.move for item in batch]
+                )
+            except (ConnectionLostError, ServerNotReadyError, ServerFullError) as error:
+                logger.debug("settling waits: %s", error)
+                await asyncio.sleep(_PAUSE)
+            except ServerError as error:
+                self._fatal(error)
+                await asyncio.sleep(1.0)
+            else:
+                break
+        for item, was_held in zip(batch, held, strict=True):
+            entry = item.move.entry
+            self._held.drop((entry.id,), in_lane=entry.in_lane)
+            if not was_held:
+                self.lost += 1
+            elif item.failure is not None:
+                self._failed(entry, item.failure)
+
+    def _look_for_quiet(self) -> None:
+        busy = self._acking or self._acks or self._lane_acks or self._moves or self._moving
+        if not busy:
+            self._quiet.set()

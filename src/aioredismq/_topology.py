@@ -1,0 +1,440 @@
+"""Where a key lives, and how a connection to that server is opened and given up.
+
+One class per way to reach Redis: an address of ours, Sentinel, Cluster, or a client that belongs
+to the caller. redis-py does the work each time; its errors become ours here.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any, Protocol
+from urllib.parse import parse_qsl, unquote, urlsplit
+
+import redis.asyncio as redis
+from redis.asyncio.cluster import ClusterNode
+from redis.asyncio.connection import AbstractConnection, parse_url
+from redis.asyncio.sentinel import Sentinel
+from redis.backoff import NoBackoff
+from redis.asyncio.retry import Retry
+from redis.exceptions import (
+    AuthenticationError as RedisAuthenticationError,
+    AuthorizationError,
+    NoPermissionError,
+    RedisError,
+)
+
+from ._errors import (
+    AuthenticationError,
+    ConfigurationError,
+    ConnectionLostError,
+    PermissionDeniedError,
+    ServerError,
+    server_error,
+)
+
+# Connections of ours speak RESP2: RESP3 brings nothing a queue needs, and redis-py 8.1 hands out
+# dead connections under it (redis-py #4252).
+_OURS: dict[str, Any] = {
+    "protocol": 2,
+    "decode_responses": False,
+    "socket_timeout": None,  # the wire watches for itself; redis-py 8 would cut blocked reads
+    "socket_keepalive": True,
+    "health_check_interval": 0,
+}
+
+
+class Topology(Protocol):
+    """A way to reach the server that has a key."""
+
+    max_connections: int
+    """Connections that may be open at once."""
+    own_use: int
+    """Of these, what the caller of a lent client needs for itself."""
+    is_cluster: bool
+    """Whether two keys may live on two servers."""
+
+    async def open(self, key: str) -> AbstractConnection:
+        """Open a connection to the server that has `key` now.
+
+        Raises:
+            ConnectionLostError: It cannot be reached.
+            AuthenticationError: It does not let this user in.
+        """
+        ...
+
+    async def give_up(self, connection: AbstractConnection) -> None:
+        """Close a connection and forget it."""
+        ...
+
+    def __str__(self) -> str:
+        """Address for an error message, without password."""
+        ...
+
+
+def topology_for(
+    target: str | redis.Redis | redis.RedisCluster,
+    *,
+    max_connections: int,
+    connect_timeout: float,
+    cluster: bool | None,
+) -> Topology:
+    """Choose the way by what the caller has given.
+
+    Raises:
+        ConfigurationError: The URL cannot be used; with the reason.
+    """
+    if isinstance(target, redis.RedisCluster):
+        return LentCluster(target, connect_timeout)
+    if isinstance(target, redis.Redis):
+        return LentPool(target, connect_timeout)
+    if not isinstance(target, str):
+        msg = (
+            "connection must be a URL, a redis.asyncio client or a Connection, "
+            f"got {type(target).__name__}"
+        )
+        raise ConfigurationError(msg)
+    if target.startswith(("redis+sentinel://", "rediss+sentinel://")):
+        return OwnSentinel(target, max_connections, connect_timeout)
+    address = _arguments(target, connect_timeout)
+    if cluster:
+        return OwnCluster(address, max_connections)
+    return OwnServer(address, max_connections)
+
+
+class OwnServer:
+    """One server, by its address."""
+
+    own_use = 0
+    is_cluster = False
+
+    def __init__(self, arguments: dict[str, Any], max_connections: int) -> None:
+        """Take the arguments of redis-py's connection."""
+        self.arguments = arguments
+        self.max_connections = max_connections
+
+    async def open(self, key: str) -> AbstractConnection:
+        """Open a connection; every key is here."""
+        del key
+        return await _connected(_new_connection(self.arguments), str(self))
+
+    async def give_up(self, connection: AbstractConnection) -> None:
+        """Close it."""
+        await _disconnect(connection)
+
+    def __str__(self) -> str:
+        return _address(self.arguments)
+
+
+class OwnSentinel:
+    """The master of a service, asked of the sentinels at each connect.
+
+    URL: `redis+sentinel://[user:password@]host:port[,host:port…]/service[/db]`; user and password
+    are the servers', those of the sentinels are query options `sentinel_username` and
+    `sentinel_password`.
+    """
+
+    own_use = 0
+    is_cluster = False
+
+    def __init__(self, url: str, max_connections: int, connect_timeout: float) -> None:
+        """Read the URL."""
+        self.max_connections = max_connections
+        parts = urlsplit(url)
+        credentials, _, hosts = parts.netloc.rpartition("@")
+        service, _, database = parts.path.strip("/").partition("/")
+        options = dict(parse_qsl(parts.query))
+        if not service or not hosts:
+            msg = (
+                "a Sentinel URL must be redis+sentinel://host:port[,host:port]/service[/db], "
+                f"got {_without_password(url)!r}"
+            )
+            raise ConfigurationError(msg)
+        self.service = service
+        user, _, password = credentials.partition(":")
+        scheme = "rediss" if parts.scheme.startswith("rediss") else "redis"
+        plain = f"{scheme}://localhost/{database or 0}"
+        self._server = _arguments(plain, connect_timeout)
+        if user:
+            self._server["username"] = unquote(user)
+        if password:
+            self._server["password"] = unquote(password)
+        access = {
+            name: options[f"sentinel_{name}"]
+            for name in ("username", "password")
+            if f"sentinel_{name}" in options
+        }
+        self.addresses = [_host_and_port(host, 26379) for host in hosts.split(",")]
+        self._sentinel_arguments = {
+            "socket_timeout": connect_timeout,
+            "socket_connect_timeout": connect_timeout,
+            "protocol": 2,
+            **access,
+        }
+
+    async def open(self, key: str) -> AbstractConnection:
+        """Ask for the master and open a connection to it."""
+        del key
+        sentinel = Sentinel(  # type: ignore[no-untyped-call] -- redis-py has no types here
+            self.addresses, sentinel_kwargs=self._sentinel_arguments
+        )
+        try:
+            host, port = await sentinel.discover_master(self.service)
+        except (RedisError, OSError) as error:
+            raise translated(error, str(self)) from error
+        finally:
+            for client in sentinel.sentinels:
+                await client.aclose()
+        arguments = {**self._server, "host": host, "port": port}
+        return await _connected(_new_connection(arguments), f"{host}:{port}")
+
+    async def give_up(self, connection: AbstractConnection) -> None:
+        """Close it."""
+        await _disconnect(connection)
+
+    def __str__(self) -> str:
+        hosts = ",".join(f"{host}:{port}" for host, port in self.addresses)
+        return f"sentinels {hosts} (service {self.service!r})"
+
+
+class OwnCluster:
+    """The node that has the key's slot, asked of the cluster at each connect.
+
+    A topology that is kept is one that can be old; connections are rare, so it is asked for anew.
+    """
+
+    own_use = 0
+    is_cluster = True
+
+    def __init__(self, arguments: dict[str, Any], max_connections: int) -> None:
+        """Take the address of any node."""
+        self.arguments = arguments
+        self.max_connections = max_connections
+        self._nodes: list[tuple[str, int]] = [
+            (arguments.get("host", "localhost"), int(arguments.get("port", 6379)))
+        ]
+
+    async def open(self, key: str) -> AbstractConnection:
+        """Find the key's node and open a connection to it."""
+        host, port = await self._node_of(key)
+        arguments = {**self.arguments, "host": host, "port": port}
+        return await _connected(_new_connection(arguments), f"{host}:{port}")
+
+    async def _node_of(self, key: str) -> tuple[str, int]:
+        shared = {
+            name: value
+            for name, value in self.arguments.items()
+            if name not in {"host", "port", "db", "retry", "socket_timeout", "connection_class"}
+        }
+        client = redis.RedisCluster(
+            startup_nodes=[ClusterNode(host, port) for host, port in self._nodes],
+            cluster_error_retry_attempts=0,
+            socket_timeout=self.arguments["socket_connect_timeout"],
+            ssl=issubclass(
+                self.arguments.get("connection_class", redis.Connection), redis.SSLConnection
+            ),
+            **shared,
+        )
+        try:
+            await client.initialize()
+            node = client.get_node_from_key(key)
+            # Every node that is known is one that can be asked when the others are gone.
+            self._nodes = [(known.host, int(known.port)) for known in client.get_nodes()]
+        except (RedisError, OSError) as error:
+            raise translated(error, str(self)) from error
+        except Exception as error:
+            # redis-py's RedisClusterException and SlotNotCoveredError are no RedisErrors.
+            msg = f"the cluster at {self} cannot be used now: {error}"
+            raise ConnectionLostError(msg) from error
+        finally:
+            await client.aclose()
+        if node is None:  # pragma: no cover -- redis-py answers None for replicas only
+            msg = f"the cluster at {self} does not say which node has {key!r}"
+            raise ConnectionLostError(msg)
+        return node.host, int(node.port)
+
+    async def give_up(self, connection: AbstractConnection) -> None:
+        """Close it."""
+        await _disconnect(connection)
+
+    def __str__(self) -> str:
+        return _address(self.arguments)
+
+
+class LentPool:
+    """A `redis.asyncio.Redis` of the caller's: its pool, its settings, its limits.
+
+    Sentinel's `master_for` is one of these: its pool asks for the master at each connect.
+    """
+
+    own_use = 1
+    is_cluster = False
+
+    def __init__(self, client: redis.Redis, connect_timeout: float) -> None:
+        """Use the client's pool; the client stays the caller's and is never closed."""
+        self._pool = client.connection_pool
+        self._timeout = connect_timeout
+        self.max_connections = int(self._pool.max_connections)
+
+    async def open(self, key: str) -> AbstractConnection:
+        """Take a connection from the pool."""
+        del key
+        try:
+            async with asyncio.timeout(self._timeout):
+                connection: AbstractConnection = await self._pool.get_connection()
+        except (RedisError, OSError) as error:
+            raise translated(error, str(self)) from error
+        return connection
+
+    async def give_up(self, connection: AbstractConnection) -> None:
+        """Close it and give its place back to the pool, which opens a new one when asked."""
+        await _disconnect(connection)
+        await self._pool.release(connection)
+
+    def __str__(self) -> str:
+        return _address(self._pool.connection_kwargs)
+
+
+class LentCluster:
+    """A `redis.asyncio.RedisCluster` of the caller's: its nodes, its settings, its limits."""
+
+    own_use = 1
+    is_cluster = True
+
+    def __init__(self, client: redis.RedisCluster, connect_timeout: float) -> None:
+        """Use the client's nodes; the client stays the caller's and is never closed."""
+        self._client = client
+        self._timeout = connect_timeout
+        self._nodes: dict[int, ClusterNode] = {}
+        self.max_connections = int(
+            client.get_connection_kwargs().get("max_connections") or 100
+        )
+
+    async def open(self, key: str) -> AbstractConnection:
+        """Find the key's node and take one of its connections."""
+        try:
+            async with asyncio.timeout(self._timeout * 2):
+                # A command on the key makes redis-py follow a moved slot before we ask.
+                await self._client.exists(key)
+                node = self._client.get_node_from_key(key)
+                if node is None:  # pragma: no cover -- None is for replicas only
+                    msg = f"the cluster does not say which node has {key!r}"
+                    raise ConnectionLostError(msg)
+                connection: AbstractConnection = node.acquire_connection()
+                try:
+                    await connection.connect()
+                except BaseException:
+                    node.release(connection)
+                    raise
+        except (RedisError, OSError) as error:
+            raise translated(error, str(self)) from error
+        self._nodes[id(connection)] = node
+        return connection
+
+    async def give_up(self, connection: AbstractConnection) -> None:
+        """Close it and give its place back to its node."""
+        await _disconnect(connection)
+        node = self._nodes.pop(id(connection), None)
+        if node is not None:
+            node.release(connection)
+
+    def __str__(self) -> str:
+        nodes = self._client.get_nodes()
+        return str(nodes[0].name) if nodes else "the given cluster client"
+
+
+def translated(error: Exception, address: str) -> ServerError:
+    """Make ours of an error redis-py raised while it connected."""
+    words = str(error) or type(error).__name__
+    if isinstance(error, RedisAuthenticationError | AuthorizationError):
+        return AuthenticationError(f"Redis at {address} refuses this user: {words}")
+    if isinstance(error, NoPermissionError):
+        return PermissionDeniedError(f"Redis at {address} denies this user: {words}")
+    known = server_error(words)
+    if isinstance(known, AuthenticationError):
+        return AuthenticationError(f"Redis at {address} refuses this user: {words}")
+    if isinstance(error, TimeoutError):
+        words = words if "imeout" in words else f"timed out ({words})"
+    return ConnectionLostError(f"cannot reach Redis at {address}: {words}")
+
+
+def _arguments(url: str, connect_timeout: float) -> dict[str, Any]:
+    """Read a URL into the arguments of redis-py's connection, with our settings."""
+    if "://" not in url:
+        url = f"redis://{url}"
+    try:
+        given: dict[str, Any] = dict(parse_url(url))
+    except ValueError as error:
+        msg = f"the URL {_without_password(url)!r} cannot be used: {error}"
+        raise ConfigurationError(msg) from error
+    given.pop("max_connections", None)
+    return {
+        **given,
+        **_OURS,
+        "socket_connect_timeout": connect_timeout,
+        # Ours is the only retry: redis-py's would send again what may not be sent twice.
+        "retry": Retry(NoBackoff(), 0),
+    }
+
+
+def _new_connection(arguments: dict[str, Any]) -> AbstractConnection:
+    rest = dict(arguments)
+    kind: type[AbstractConnection] = rest.pop("connection_class", redis.Connection)
+    try:
+        return kind(**rest)
+    except TypeError as error:
+        msg = f"the URL has an option redis-py does not know: {error}"
+        raise ConfigurationError(msg) from error
+
+
+async def _connected(connection: AbstractConnection, address: str) -> AbstractConnection:
+    try:
+        await connection.connect()
+    except (RedisError, OSError) as error:
+        await _disconnect(connection)
+        raise translated(error, address) from error
+    except BaseException:
+        await _disconnect(connection)
+        raise
+    return connection
+
+
+async def _disconnect(connection: AbstractConnection) -> None:
+    try:
+        await connection.disconnect(nowait=True)
+    except (RedisError, OSError):
+        # It is gone either way; redis-py raises when the end takes too long.
+        return
+
+
+def _host_and_port(text: str, default: int) -> tuple[str, int]:
+    parts = urlsplit(f"//{text}")
+    try:
+        return parts.hostname or "localhost", parts.port or default
+    except ValueError as error:
+        msg = f"{text!r} is not host:port: {error}"
+        raise ConfigurationError(msg) from error
+
+
+def _address(arguments: dict[str, Any]) -> str:
+    if "path" in arguments:
+        return str(arguments["path"])
+    return f"{arguments.get('host', 'localhost')}:{arguments.get('port', 6379)}"
+
+
+def _without_password(url: str) -> str:
+    before, at, after = url.rpartition("@")
+    return f"{before.split('://', 1)[0]}://***@{after}" if at else url
+
+
+
+def writer_of(connection: AbstractConnection) -> asyncio.StreamWriter:
+    """Find the stream a connected redis-py connection writes to.
+
+    The only place that looks inside redis-py: it has no public way to share one connection among
+    many callers, and reading its replies one by one costs three times as much.
+    """
+    writer: asyncio.StreamWriter | None = getattr(connection, "_writer", None)
+    if writer is None:
+        msg = "the connection was lost before it could be used"
+        raise ConnectionLostError(msg)
+    return writer

@@ -1,0 +1,35 @@
+-- append: store a numbered batch of messages, all or nothing, and only once however often it is sent.
+-- KEYS[1] stream   KEYS[2] what this producer has sent (hash: batch number -> ids, and `low`)
+-- ARGV[1] batch number   ARGV[2] lowest number not resolved yet   ARGV[3] memory of the hash (ms)
+-- ARGV[4..] for each message: how many field elements, then name, value, name, value, …
+-- Returns the ids, joined by blanks; the remembered ones when the batch is known.
+-- Fails with STALE when the number is below `low`: its sender has given it up, so a late original
+-- must not write.
+local known = redis.call('HMGET', KEYS[2], 'low', ARGV[1])
+if known[2] then return known[2] end
+local low = tonumber(known[1] or ARGV[2])
+if tonumber(ARGV[1]) < low then
+  return redis.error_reply('STALE batch ' .. ARGV[1] .. ' was given up by its producer')
+end
+
+local ids = {}
+local at, last = 4, #ARGV
+while at <= last do
+  local elements = tonumber(ARGV[at])
+  ids[#ids + 1] = redis.call('XADD', KEYS[1], '*', unpack(ARGV, at + 1, at + elements))
+  at = at + elements + 1
+end
+
+local answer = table.concat(ids, ' ')
+redis.call('HSET', KEYS[2], ARGV[1], answer, 'low', ARGV[2])
+local following = tonumber(ARGV[2])
+while low < following do
+  local forgotten = {}
+  while low < following and #forgotten < 1000 do
+    forgotten[#forgotten + 1] = low
+    low = low + 1
+  end
+  redis.call('HDEL', KEYS[2], unpack(forgotten))
+end
+redis.call('PEXPIRE', KEYS[2], ARGV[3])
+return answer

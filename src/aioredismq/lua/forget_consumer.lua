@@ -1,0 +1,12 @@
+-- forget_consumer: remove a consumer's name from a group and its lane, if it holds nothing in either.
+-- XGROUP DELCONSUMER destroys what is pending under the name: looking and removing are one step.
+-- KEYS[1] stream   KEYS[2] lane   ARGV[1] group   ARGV[2] consumer
+-- Returns 1 when the name is gone, 0 when it still holds something.
+for _, key in ipairs(KEYS) do
+  local pending = redis.pcall('XPENDING', key, ARGV[1], '-', '+', 1, ARGV[2])
+  if not pending.err and #pending > 0 then return 0 end
+end
+for _, key in ipairs(KEYS) do
+  redis.pcall('XGROUP', 'DELCONSUMER', key, ARGV[1], ARGV[2])
+end
+return 1
