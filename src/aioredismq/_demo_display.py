@@ -157,7 +157,7 @@ def _table(snapshot: Snapshot) -> Table:
 
     figures = Table.grid(padding=(0, 2))
     for name, value in snapshot.cells().items():
-        figures.add_row(Text(name, style="bold"), Text(value))
+        figures.add_row(Text(name, style="bold"), Text(value.replace("  ", "\n")))
     workers = Table.grid(padding=(0, 2))
     for name, state, count in snapshot.workers:
         workers.add_row(name, str(count), Text(state, style="dim"))
