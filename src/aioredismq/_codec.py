@@ -137,7 +137,11 @@ def open_original(fields: list[bytes]) -> Envelope:
 
 def is_original_marker(fields: list[bytes]) -> bool:
     """Tell the entry with which the JavaScript library makes a stream from a message."""
-    if not fields or b"queueInitialized" not in fields[0]:
+    if (
+        not fields
+        or not fields[0].startswith(b"{")
+        or b"queueInitialized" not in fields[0]
+    ):
         return False
     try:
         value = load(fields[0])
@@ -267,6 +271,9 @@ def _shaped(shape: Callable[[Any], Any], loads: Loads) -> Callable[[Envelope], o
             return shape(value)
         except MismatchError as error:
             raise _mismatch(error) from error.__cause__
+        except RecursionError as error:  # a recursive type
+            msg = "body is nested too deeply"
+            raise DecodeError(msg) from error
 
     return decode
 
@@ -286,6 +293,11 @@ def _mismatch(error: MismatchError) -> DecodeError:
 
 def _header_fields(headers: Mapping[str, str]) -> tuple[bytes, ...]:
     """Write headers as fields; refuse what would not come back as it was."""
+    if not isinstance(headers, Mapping):
+        msg = (
+            f"headers must be a mapping of str to str, got {type(headers).__qualname__}"
+        )
+        raise EncodeError(msg)
     fields: list[bytes] = []
     for name, value in headers.items():
         if not all(isinstance(part, str) for part in (name, value)):

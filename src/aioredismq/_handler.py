@@ -77,7 +77,7 @@ def bind(
         msg = f"a handler must be callable, got {handler!r}"
         raise HandlerSignatureError(msg)
     target = _function_of(handler)
-    name = f"{getattr(target, '__module__', None) or 'builtins'}.{_name(target)}"
+    name = _name(handler)
     if inspect.isgeneratorfunction(target) or inspect.isasyncgenfunction(target):
         msg = f"{name} is a generator: a handler returns when the message is handled"
         raise HandlerSignatureError(msg)
@@ -122,8 +122,12 @@ def _function_of(handler: Callable[..., Any]) -> Any:
     return handler
 
 
-def _name(target: Any) -> str:
-    return str(getattr(target, "__qualname__", type(target).__qualname__))
+def _name(handler: Any) -> str:
+    while isinstance(handler, functools.partial):
+        handler = handler.func
+    if not hasattr(handler, "__qualname__"):
+        handler = type(handler)
+    return f"{handler.__module__ or 'builtins'}.{handler.__qualname__}"
 
 
 def _slots(handler: Callable[..., Any], target: Any, name: str) -> dict[str, _Slot]:

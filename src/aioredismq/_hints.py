@@ -41,7 +41,11 @@ def resolve(
     Raises:
         HandlerSignatureError: One cannot be evaluated; the text has it, the owner and the reason.
     """
-    around = {getattr(owner, "__name__", ""): owner, **_locals_around(owner)}
+    around = dict(_locals_around(owner))
+    if isinstance(owner, type):
+        around[owner.__name__] = (
+            owner  # it may be recursive, and local to a function that ended
+        )
     resolved: dict[str, object] = {}
     for name, annotation in annotations.items():
         holder = types.SimpleNamespace(__annotations__={name: annotation})
@@ -51,8 +55,9 @@ def resolve(
             )
         except Exception as error:
             msg = (
-                f"annotation {describe(annotation)} of {name!r} in {describe(owner)} "
-                f"cannot be resolved: {error}"
+                f"annotation {describe(annotation)} of {name!r} in {describe(owner)} cannot be "
+                f"resolved: {error} (it is needed when the program runs: define or import it "
+                "above, not under `if TYPE_CHECKING`)"
             )
             raise HandlerSignatureError(msg) from error
         resolved |= hints
@@ -82,9 +87,27 @@ def fields_of(annotation: Any) -> dict[str, Any]:
     for base in reversed(typing_x.get_original_bases(kind)):
         hints |= fields_of(_fill(base, filled))
     names = vars(sys.modules.get(kind.__module__, typing))
-    for name, hint in resolve(inspect.get_annotations(kind), kind, names).items():
+    for name, hint in resolve(_annotations_of(kind), kind, names).items():
         hints[name] = _fill(hint, filled)
     return hints
+
+
+def _annotations_of(kind: type) -> dict[str, Any]:
+    try:
+        return inspect.get_annotations(kind)
+    except (
+        NameError
+    ) as error:  # pragma: no cover -- from Python 3.14, evaluated only now
+        msg = f"an annotation in {describe(kind)} cannot be resolved: {error}"
+        raise HandlerSignatureError(msg) from error
+
+
+def _aliased(annotation: Any) -> Any:
+    alias = typing_x.get_origin(annotation) or annotation
+    arguments = typing_x.get_args(annotation)
+    return _fill(
+        alias.__value__, dict(zip(alias.__type_params__, arguments, strict=False))
+    )
 
 
 def _fill(hint: Any, filled: Mapping[object, object]) -> Any:
@@ -110,8 +133,8 @@ def bare(annotation: object) -> object:
             annotation = typing_x.get_args(annotation)[0]
         elif isinstance(annotation, typing.NewType):
             annotation = annotation.__supertype__
-        elif isinstance(annotation, typing_x.TypeAliasType):
-            annotation = annotation.__value__
+        elif is_alias(annotation):
+            annotation = _aliased(annotation)
         else:
             return annotation
 
@@ -126,13 +149,23 @@ def members(annotation: object) -> tuple[object, ...]:
     return tuple(found)
 
 
-def is_optional_key(hint: object) -> bool:
-    """Tell whether a key of a `TypedDict` is marked `NotRequired`."""
-    while typing_x.get_origin(hint) in _WRAPPERS:
-        if typing_x.get_origin(hint) is typing_x.NotRequired:
-            return True
+def is_required(hint: object, *, otherwise: bool) -> bool:
+    """Tell whether a key of a `TypedDict` must be there.
+
+    Under `from __future__ import annotations` the class does not know what its hints say.
+    """
+    while (origin := typing_x.get_origin(hint)) in _WRAPPERS:
+        if origin in {typing_x.Required, typing_x.NotRequired}:
+            return origin is typing_x.Required
         hint = typing_x.get_args(hint)[0]
-    return False
+    return otherwise
+
+
+def is_alias(annotation: object) -> bool:
+    """Tell whether it was made by `type X = …`, or by the class behind it, or is one's `X[int]`."""
+    # By name: the class of `typing_extensions` is another than that of `typing`.
+    origin = typing_x.get_origin(annotation) or annotation
+    return type(origin).__name__ == "TypeAliasType"
 
 
 def describe(annotation: object) -> str:

@@ -39,10 +39,16 @@ def make_parse(annotation: object) -> Parse | None:
         raise HandlerSignatureError(msg) from error
 
 
-def _mentions(annotation: object, mark: str) -> bool:
+def _mentions(
+    annotation: object, mark: str, seen: frozenset[int] = frozenset()
+) -> bool:
+    """Tell whether a marked class stands in an annotation, which may contain itself."""
     annotation = bare(annotation)
-    return (isinstance(annotation, type) and hasattr(annotation, mark)) or any(
-        _mentions(argument, mark) for argument in get_args(annotation)
+    if isinstance(annotation, type) and hasattr(annotation, mark):
+        return True
+    return id(annotation) not in seen and any(
+        _mentions(argument, mark, seen | {id(annotation)})
+        for argument in get_args(annotation)
     )
 
 
@@ -78,9 +84,9 @@ def _msgspec(annotation: object) -> Parse:
         try:
             return decode(raw)
         except msgspec.DecodeError as error:
-            # The text ends with " - at `$.items[0].price`" where there is a path.
-            what, _, at = str(error).partition(" - at ")
-            raise MismatchError(what, at.strip("`$")) from error
+            # Where there is a path, the text ends with " - at `$.items[0].price`".
+            what, _, at = str(error).partition(" - at `$")
+            raise MismatchError(what, at.rstrip("`")) from error
         except Exception as error:
             raise MismatchError.refused(describe(annotation), error) from error
 

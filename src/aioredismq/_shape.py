@@ -27,22 +27,18 @@ import inspect
 import itertools
 import types
 import typing
-from collections.abc import Callable, Iterable
-from datetime import date, datetime, time
-from decimal import Decimal
-from enum import Enum, EnumType
-from typing import Any, TypeAlias, TypeVar
-from uuid import UUID
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 import typing_extensions as typing_x
 
-from ._errors import HandlerSignatureError
-from ._hints import bare, describe, fields_of, is_optional_key, members
+from ._errors import EncodeError, HandlerSignatureError
+from ._hints import bare, describe, fields_of, is_alias, is_required, members
 from ._json import MismatchError, dump
 from ._models import make_parse
+from ._scalars import Shape, anything, scalar_shape
 
-Shape: TypeAlias = Callable[[Any], Any]
-"""From a JSON value to what the annotation asks for, or a `MismatchError`."""
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
 
 _Memo: TypeAlias = dict[object, Shape]
 
@@ -57,16 +53,34 @@ def make_shape(annotation: object) -> Shape:
 
 
 def _shape(annotation: object, memo: _Memo) -> Shape:
-    annotation = bare(annotation)
-    origin = typing_x.get_origin(annotation) or annotation
-    if not isinstance(origin, collections.abc.Hashable):
+    if not isinstance(annotation, collections.abc.Hashable):
         raise _unsupported(annotation)
-    if leaf := _LEAVES.get(origin):
-        return leaf
+    if annotation in memo:
+        return memo[annotation]
+    if not _has_name(annotation):
+        return _make(bare(annotation), memo)
+    memo[annotation] = lambda value: shape(value)  # it may contain itself
+    shape = memo[annotation] = _make(bare(annotation), memo)
+    return shape
+
+
+def _has_name(annotation: object) -> bool:
+    kind = typing_x.get_origin(annotation) or annotation
+    return (
+        is_alias(annotation)
+        or dataclasses.is_dataclass(kind)
+        or typing_x.is_typeddict(kind)
+    )
+
+
+def _make(annotation: Any, memo: _Memo) -> Shape:
+    if shape := scalar_shape(annotation):
+        return shape
     if parse := make_parse(annotation):
-        return lambda value: parse(dump(value))
+        return _model(parse)
+    kind = typing_x.get_origin(annotation) or annotation
     for matches, make in _MAKERS:
-        if matches(origin):
+        if matches(kind):
             return make(annotation, memo)
     raise _unsupported(annotation)
 
@@ -79,75 +93,17 @@ def _unsupported(annotation: object) -> HandlerSignatureError:
     )
 
 
-def _anything(value: Any) -> Any:
-    return value
-
-
-def _exactly(kind: type) -> Shape:
-    """Take values of this type only; `bool` is no `int`."""
+def _model(parse: Callable[[bytes], object]) -> Shape:
+    """Take what a model takes, somewhere inside what is no model: by way of its JSON."""
 
     def convert(value: Any) -> Any:
-        if type(value) is not kind:
-            raise MismatchError.of(describe(kind), value)
-        return value
+        try:
+            raw = dump(value)
+        except EncodeError as error:  # a lone surrogate, written as an escape
+            raise MismatchError.refused("JSON", error) from error
+        return parse(raw)
 
     return convert
-
-
-def _float(value: Any) -> float:
-    if type(value) is int:
-        try:
-            return float(value)
-        except OverflowError as error:
-            raise MismatchError.refused("float", error) from error
-    if type(value) is not float:
-        raise MismatchError.of("float", value)
-    return value
-
-
-def _from_text(read: Callable[[str], Any], name: str) -> Shape:
-    """Take strings that `read` takes."""
-
-    def convert(value: Any) -> Any:
-        if type(value) is not str:
-            raise MismatchError.of(f"{name} as str", value)
-        try:
-            return read(value)
-        except ValueError as error:
-            raise MismatchError.refused(name, error) from error
-
-    return convert
-
-
-def _decimal(value: Any) -> Decimal:
-    if type(value) not in {str, int, float}:
-        raise MismatchError.of("Decimal as str or number", value)
-    try:
-        number = Decimal(str(value))  # of a float, the digits that were in the JSON
-    except ArithmeticError:
-        number = Decimal("NaN")
-    if not number.is_finite():
-        what = f"expected Decimal, got a {type(value).__qualname__} that is no finite number"
-        raise MismatchError(what)
-    return number
-
-
-_LEAVES: dict[object, Shape] = {
-    Any: _anything,
-    object: _anything,
-    inspect.Parameter.empty: _anything,
-    None: _exactly(type(None)),
-    type(None): _exactly(type(None)),
-    bool: _exactly(bool),
-    int: _exactly(int),
-    str: _exactly(str),
-    float: _float,
-    datetime: _from_text(datetime.fromisoformat, "datetime"),
-    date: _from_text(date.fromisoformat, "date"),
-    time: _from_text(time.fromisoformat, "time"),
-    UUID: _from_text(UUID, "UUID"),
-    Decimal: _decimal,
-}
 
 
 def _bound(annotation: TypeVar, memo: _Memo) -> Shape:
@@ -173,48 +129,6 @@ def _union(annotation: object, memo: _Memo) -> Shape:
     return convert
 
 
-def _literal(annotation: object, _: _Memo) -> Shape:
-    table = {}
-    for value in typing_x.get_args(annotation):
-        plain = value.value if isinstance(value, Enum) else value
-        table[type(plain), plain] = value
-    return _choice(table, " or ".join(repr(plain) for _, plain in table))
-
-
-def _enum(annotation: Any, _: _Memo) -> Shape:
-    def missing(value: Any) -> Any:
-        """Ask the class: flags combine, and `_missing_` may know more."""
-        if isinstance(value, bool):  # equal to 0 and 1, and not in the table
-            raise MismatchError.of(wanted, value)
-        try:
-            return annotation(value)
-        except Exception as error:
-            raise MismatchError.refused(annotation.__qualname__, error) from error
-
-    wanted = f"a value of {annotation.__qualname__}"
-    table = {(type(m.value), m.value): m for m in annotation if _is_scalar(m.value)}
-    return _choice(table, wanted, missing)
-
-
-def _is_scalar(value: object) -> bool:
-    return value is None or isinstance(value, str | int | float)
-
-
-def _choice(
-    table: dict[tuple[type, Any], Any], wanted: str, missing: Shape | None = None
-) -> Shape:
-    """Take what is in the table, by type and value: 1, 1.0 and true are equal, not the same."""
-
-    def convert(value: Any) -> Any:
-        if _is_scalar(value) and (type(value), value) in table:
-            return table[type(value), value]
-        if missing is not None:
-            return missing(value)
-        raise MismatchError.of(wanted, value)
-
-    return convert
-
-
 def _array(annotation: Any, memo: _Memo) -> Shape:
     make = _ARRAYS[typing_x.get_origin(annotation) or annotation]
     item = _shape(next(iter(typing_x.get_args(annotation)), Any), memo)
@@ -223,9 +137,7 @@ def _array(annotation: Any, memo: _Memo) -> Shape:
     def convert(value: Any) -> Any:
         if type(value) is not list:
             raise MismatchError.of(wanted, value)
-        items = (
-            value if item is _anything else _each(zip(itertools.repeat(item), value))
-        )
+        items = value if item is anything else _each(zip(itertools.repeat(item), value))
         try:
             return make(items)
         except TypeError as error:  # objects and arrays in a set
@@ -271,7 +183,7 @@ def _mapping(annotation: Any, memo: _Memo) -> Shape:
         raise HandlerSignatureError(msg)
     key_shape, value_shape = _shape(key_type, memo), _shape(value_type, memo)
     wanted = describe(annotation)
-    is_plain = key_shape in {_anything, _LEAVES[str]} and value_shape is _anything
+    is_plain = bare(key_type) in {Any, str} and value_shape is anything
 
     def convert(value: Any) -> Any:
         if type(value) is not dict:
@@ -308,11 +220,10 @@ def _record(annotation: Any, memo: _Memo) -> Shape:
 def _typed_dict(annotation: Any, memo: _Memo) -> Shape:
     kind = typing_x.get_origin(annotation) or annotation
     fields = {
-        # Under `from __future__ import annotations` the class does not know NotRequired.
-        name: (hint, name in kind.__required_keys__ and not is_optional_key(hint))
+        name: (hint, is_required(hint, otherwise=name in kind.__required_keys__))
         for name, hint in fields_of(annotation).items()
     }
-    return _object(annotation, fields, memo, _anything)
+    return _object(annotation, fields, memo, anything)
 
 
 def _object(
@@ -322,19 +233,17 @@ def _object(
     make: Callable[[dict[str, Any]], Any],
 ) -> Shape:
     """Take an object with these fields (name: type, whether it must be there)."""
-    if annotation in memo:
-        return memo[annotation]
     wanted = describe(annotation)
-    shapes: list[tuple[str, Shape, bool]] = []
+    shapes = [(name, _shape(hint, memo), must) for name, (hint, must) in fields.items()]
 
     def convert(value: Any) -> Any:
         if type(value) is not dict:
             raise MismatchError.of(wanted, value)
         values = {}
-        for name, shape, is_required in shapes:
+        for name, shape, must in shapes:
             if name in value:
                 values[name] = _at(name, shape, value[name])
-            elif is_required:
+            elif must:
                 raise MismatchError.missing(wanted).under(name)
         return make(values)
 
@@ -370,16 +279,11 @@ _MAPPINGS = {dict, collections.abc.Mapping, collections.abc.MutableMapping}
 _NOT_KEYS = {int, float, bool, None, type(None)}
 
 _MAKERS: tuple[tuple[Callable[[Any], bool], Callable[[Any, _Memo], Shape]], ...] = (
-    (lambda origin: isinstance(origin, TypeVar), _bound),
+    (lambda kind: isinstance(kind, TypeVar), _bound),
     ({typing.Union, types.UnionType}.__contains__, _union),
-    (lambda origin: origin is typing.Literal, _literal),
-    (lambda origin: origin is tuple, _tuple),
+    (lambda kind: kind is tuple, _tuple),
     (_ARRAYS.__contains__, _array),
     (_MAPPINGS.__contains__, _mapping),
     (typing_x.is_typeddict, _typed_dict),
-    (lambda origin: isinstance(origin, EnumType), _enum),
-    (
-        lambda origin: isinstance(origin, type) and dataclasses.is_dataclass(origin),
-        _record,
-    ),
+    (lambda kind: isinstance(kind, type) and dataclasses.is_dataclass(kind), _record),
 )
