@@ -24,7 +24,7 @@ from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
 from statistics import median
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar
 
 import redis
 
@@ -52,6 +52,7 @@ class Options(argparse.Namespace):
     size: int
     url: str | None
     server: Path | None
+    pin: Literal["together", "apart"] | None
     uvloop: bool
     json: Path
 
@@ -84,8 +85,10 @@ class Sample:
 
     messages: int
     seconds: float
-    cpu: float
-    """Seconds of processor time of this process, all threads; not the server's."""
+    client: float
+    """Seconds of processor time of this process, all threads."""
+    server: float
+    """Seconds of processor time of the server."""
 
     @property
     def rate(self) -> float:
@@ -94,21 +97,31 @@ class Sample:
 
 
 class Stopwatch:
-    """Measures a `with` block."""
+    """Measures an `async with` block."""
 
-    def __init__(self, messages: int) -> None:
-        """Say how many messages the block is about."""
+    def __init__(
+        self, messages: int, server_seconds: Callable[[], Awaitable[float]]
+    ) -> None:
+        """Describe what is measured.
+
+        Args:
+            messages: How many the block is about.
+            server_seconds: Tells the processor time the server has used so far.
+        """
         self._messages = messages
-        self._start = self._cpu = 0.0
+        self._server_seconds = server_seconds
+        self._start = self._client = self._server = 0.0
+        self._seconds: float | None = None
         self._sample: Sample | None = None
 
-    def __enter__(self) -> Self:
+    async def __aenter__(self) -> Self:
         """Start."""
-        self._cpu = time.process_time()
+        self._server = await self._server_seconds()
+        self._client = time.process_time()
         self._start = time.perf_counter()
         return self
 
-    def __exit__(
+    async def __aexit__(
         self,
         exc_type: type[BaseException] | None,
         exc: BaseException | None,
@@ -116,19 +129,21 @@ class Stopwatch:
     ) -> None:
         """Stop, unless `stop()` has."""
         self.stop()
+        if exc is None and self._seconds is not None:
+            server = await self._server_seconds() - self._server
+            self._sample = Sample(self._messages, self._seconds, self._client, server)
 
     @property
     def sample(self) -> Sample:
-        """What was measured, once it has been stopped."""
+        """What was measured, once the block has ended."""
         assert self._sample is not None
         return self._sample
 
     def stop(self) -> None:
         """Stop before the block ends; the first time counts."""
-        if self._sample is None:
-            seconds = time.perf_counter() - self._start
-            cpu = time.process_time() - self._cpu
-            self._sample = Sample(self._messages, seconds, cpu)
+        if self._seconds is None:
+            self._seconds = time.perf_counter() - self._start
+            self._client = time.process_time() - self._client
 
 
 @dataclass(frozen=True, slots=True)
@@ -214,6 +229,13 @@ def make_parser(
         help="the server program to start (default: the first one found)",
     )
     add(
+        "--pin",
+        choices=["together", "apart"],
+        help="keep client and server on one core, or on two (Linux). Where waking another core "
+        "takes long, as on many virtual machines, a round trip is shortest together: the "
+        "hardest comparison for what is done one at a time (default: as the system likes)",
+    )
+    add(
         "--uvloop", action="store_true", help="use uvloop instead of asyncio's own loop"
     )
     add(
@@ -240,12 +262,14 @@ def run(
     """
     try:
         options.json.parent.mkdir(parents=True, exist_ok=True)
-        options.json.touch()  # better now than after some minutes
+        with options.json.open("a"):
+            pass  # better refused now than after some minutes
         with ExitStack() as stack:
             url = options.url
             if url is None:
                 url = stack.enter_context(RedisServer(options.server)).url
             about = _about(options, url)
+            _pin(options, about["server"]["process"])
             with asyncio.Runner(
                 loop_factory=loop_factory(uvloop=options.uvloop)
             ) as runner:
@@ -352,6 +376,7 @@ def _about(options: Options, url: str) -> dict[str, Any]:
             "name": info.get("server_name", "redis"),
             "version": info.get("valkey_version", info["redis_version"]),
             "started_here": options.url is None,
+            "process": info["process_id"],
         },
         "python": f"{platform.python_implementation()} {platform.python_version()}",
         "libraries": {
@@ -359,6 +384,23 @@ def _about(options: Options, url: str) -> dict[str, Any]:
             for name in ("aioredismq", "redis", "hiredis", "uvloop")
         },
     }
+
+
+def _pin(options: Options, server: int) -> None:
+    """Choose the cores of this process and of the server.
+
+    Raises:
+        ValueError: This cannot be done here.
+    """
+    if options.pin is None:
+        return
+    if not hasattr(os, "sched_setaffinity") or options.url is not None:
+        raise ValueError("--pin needs Linux, and a server that is started here")
+    cores = sorted(os.sched_getaffinity(0))
+    if options.pin == "apart" and len(cores) < 2:
+        raise ValueError("--pin apart needs two cores")
+    os.sched_setaffinity(0, cores[:1])
+    os.sched_setaffinity(server, cores[:1] if options.pin == "together" else cores[1:2])
 
 
 def _command(options: Options) -> str:
@@ -413,7 +455,7 @@ def _print(table: Table) -> None:
     for row in table.rows:
         drawn.add_row(*row)
     # A table that goes to a file is not cut to the 80 columns rich assumes there.
-    Console(width=None if sys.stdout.isatty() else 160).print(drawn)
+    Console(width=None if sys.stdout.isatty() else 200).print(drawn)
 
 
 def _print_plainly(table: Table) -> None:
