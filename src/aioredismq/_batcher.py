@@ -33,6 +33,11 @@ if TYPE_CHECKING:
 
 # How long the server remembers a batch after the producer's last one: how late `retry()` may be.
 _MEMORY = 600.0
+_MEMORY_MS = int(_MEMORY * 1000)
+# Renewed at most once in this time, which is one server call less for the others.
+_RENEW = 60.0
+# The server is told of progress in steps of so many batches: one call less for all but one.
+_STEP = 16
 
 # The server says it is not ready: tried again after this, until `produce_timeout`.
 _PAUSE = 0.1
@@ -101,6 +106,7 @@ class Batcher:
         self._waiting_bytes = 0
         self._room: deque[asyncio.Future[None]] = deque()
         self._timer: asyncio.TimerHandle | None = None
+        self._renewed = -_RENEW
         self._closed = False
         self._resolved = asyncio.Event()
         link.on_up(self._send_again)
@@ -143,7 +149,9 @@ class Batcher:
             self._loop.call_soon(self._end_of_turn)
         return await future
 
-    async def submit_all(self, messages: Sequence[Sequence[bytes]]) -> asyncio.Future[list[str]]:
+    async def submit_all(
+        self, messages: Sequence[Sequence[bytes]]
+    ) -> asyncio.Future[list[str]]:
         """Send several messages as one batch once there is room, all or nothing.
 
         Args:
@@ -251,7 +259,7 @@ class Batcher:
         make = scripts.APPEND.whole if whole else scripts.APPEND.by_digest
         command = make(
             self._keys,
-            [batch.number, self._low(), int(_MEMORY * 1000), *batch.arguments],
+            [batch.number, self._low(), _MEMORY_MS, self._renews(), *batch.arguments],
         )
         batch.under_way = True
         if batch.first_sent is None:
@@ -259,18 +267,25 @@ class Batcher:
         self._link.submit(command, lambda reply: self._answered(batch, reply))
 
     def _low(self) -> int:
-        """Lowest number not resolved: only below it may the server forget."""
+        """Say below which number nothing is sent again: only those may the server forget."""
         low = next(iter(self._unresolved), self._next)
         if self._uncertain:
             low = min(low, *self._uncertain.keys())
-        return low
+        return low - low % _STEP
+
+    def _renews(self) -> int:
+        now = self._loop.time()
+        if now - self._renewed < _RENEW:
+            return 0
+        self._renewed = now
+        return 1
 
     def _send_again(self) -> None:
         for batch in sorted(self._unresolved.values(), key=lambda item: item.number):
             if not batch.under_way:
                 self._send(batch)
 
-    def _answered(self, batch: _Batch, reply: Any) -> None:  # noqa: ANN401 -- the raw reply
+    def _answered(self, batch: _Batch, reply: Any) -> None:
         batch.under_way = False
         if isinstance(reply, bytes):
             self._resolve(batch, reply.decode().split(" "))
@@ -334,7 +349,9 @@ class Batcher:
 
     def _give_up(self, batch: _Batch) -> None:
         if batch.first_sent is None:
-            reason = self._link.failure or ConnectionLostError("there is no connection to Redis")
+            reason = self._link.failure or ConnectionLostError(
+                "there is no connection to Redis"
+            )
             self._reject(batch, reason)
             return
         self._settle(batch)
@@ -370,7 +387,9 @@ class Batcher:
             batch.waiters = []
             batch.whole = self._loop.create_future()
             # Every caller may have been cancelled by the time it is known.
-            batch.whole.add_done_callback(lambda done: done.cancelled() or done.exception())
+            batch.whole.add_done_callback(
+                lambda done: done.cancelled() or done.exception()
+            )
             batch.deadline = now + self._config.produce_timeout
             self._unresolved[batch.number] = batch
             self._waiting += batch.count

@@ -10,8 +10,9 @@ from ._keys import QueueKeys
 from ._stream import Stream
 
 if TYPE_CHECKING:
+    from typing import Self
+
     import redis.asyncio as redis
-    from typing_extensions import Self
 
     from ._config import QueueConfig
 

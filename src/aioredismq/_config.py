@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any, Literal, TypedDict
 
 from ._errors import ConfigurationError
-from ._keys import check_name
 from ._retry import ExponentialBackoff, RetryPolicy
 
 if TYPE_CHECKING:
@@ -70,10 +70,9 @@ class QueueConfig:
         _one_of(self, "wire", ("plain", "original"))
         if self.groups is None:
             return
-        if isinstance(self.groups, str) or not all(
-            isinstance(group, str) for group in self.groups
-        ):
-            msg = f"groups must be a sequence of names, got {self.groups!r}"
+        given: object = self.groups
+        if isinstance(given, str) or not isinstance(given, Iterable):
+            msg = f"groups must be a sequence of names, got {given!r}"
             raise ConfigurationError(msg)
         object.__setattr__(self, "groups", tuple(self.groups))
         for group in self.groups:
@@ -163,10 +162,9 @@ class ConsumerConfig:
         """Check every field."""
         if self.group is not None:
             check_group(self.group)
-        if self.consumer_name is not None and (
-            not isinstance(self.consumer_name, str) or not self.consumer_name
-        ):
-            msg = f"consumer_name must be a non-empty string, got {self.consumer_name!r}"
+        label: object = self.consumer_name
+        if label is not None and not (label and isinstance(label, str)):
+            msg = f"consumer_name must be a non-empty string, got {label!r}"
             raise ConfigurationError(msg)
         _at_least(self, "concurrency", 1, kind=int)
         if self.count is not None:

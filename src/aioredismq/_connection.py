@@ -31,11 +31,11 @@ from ._wire import Wire, exchange
 if TYPE_CHECKING:
     from collections.abc import Callable
     from types import TracebackType
+    from typing import Self
 
     import redis.asyncio as redis
     from anyio.abc import TaskGroup
     from redis.asyncio.connection import AbstractConnection
-    from typing_extensions import Self
 
 _OLDEST = (6, 2)
 
@@ -43,7 +43,7 @@ _forks = 0
 
 
 def _count_fork() -> None:
-    global _forks  # noqa: PLW0603 -- the one thing every object must notice
+    global _forks
     _forks += 1
 
 
@@ -308,7 +308,9 @@ class Connection:
     @property
     def failures(self) -> list[ServerError]:
         """Why commands cannot be sent now; empty while they can."""
-        return [link.failure for link in self._links.values() if link.failure is not None]
+        return [
+            link.failure for link in self._links.values() if link.failure is not None
+        ]
 
     def __repr__(self) -> str:
         return f"Connection({self._topology})"
@@ -327,7 +329,9 @@ class Connection:
         try:
             info = await exchange(wire, "INFO", "server", within=self._reply_timeout)
         except PermissionDeniedError:
-            info = b""  # managed servers may deny INFO; what is missing shows at first use
+            info = (
+                b""  # managed servers may deny INFO; what is missing shows at first use
+            )
         finally:
             wire.close()
         _refuse_too_old(info)

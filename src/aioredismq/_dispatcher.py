@@ -7,12 +7,11 @@ import time
 from collections import deque
 from typing import TYPE_CHECKING
 
-from ._read_ahead import ReadAhead
-
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
 
     from ._message import Entry
+    from ._read_ahead import ReadAhead
 
 # A worker whose handlers never wait gives the event loop a turn after this many messages: about
 # a tenth of a millisecond of the fastest ones.
@@ -121,14 +120,9 @@ class Dispatcher:
         """Be one worker, until cancelled."""
         since_turn = 0
         while True:
-            while not self._entries:
+            if not self._entries:
                 since_turn = 0
-                future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-                self._idle.append(future)
-                try:
-                    await future
-                finally:
-                    self._waking = False
+                await self._wait_for_work()
             portion = self._take()
             if self._entries:
                 self._wake_one()
@@ -137,17 +131,29 @@ class Dispatcher:
             try:
                 await self._run(portion)
             finally:
-                self._running -= 1
-                self.handled += len(portion)
-                self._read_ahead.ended(time.perf_counter() - begun, len(portion))
-                if self._closed:
-                    self._look_for_end()
-                elif not self._room_again.is_set():
-                    self._room_again.set()
+                self._end(len(portion), time.perf_counter() - begun)
             since_turn += 1
             if since_turn >= _TURN:
                 since_turn = 0
                 await asyncio.sleep(0)
+
+    async def _wait_for_work(self) -> None:
+        while not self._entries:
+            future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            self._idle.append(future)
+            try:
+                await future
+            finally:
+                self._waking = False
+
+    def _end(self, count: int, seconds: float) -> None:
+        self._running -= 1
+        self.handled += count
+        self._read_ahead.ended(seconds, count)
+        if self._closed:
+            self._look_for_end()
+        elif not self._room_again.is_set():
+            self._room_again.set()
 
     def _take(self) -> list[Entry]:
         if self._portion == 1:

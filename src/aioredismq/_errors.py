@@ -33,8 +33,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
-
-    from typing_extensions import Self
+    from typing import Self
 
 
 class MessageQueueError(Exception):
@@ -166,8 +165,9 @@ class ServerError(MessageQueueError):
     code: str = ""
 
     def again(self) -> Self:
-        """Make a copy for another caller: one instance raised in many tasks would gather the
-        tracebacks of them all.
+        """Make a copy for another caller.
+
+        One instance raised in many tasks would gather the tracebacks of them all.
         """
         copy = type(self)(*self.args)
         copy.code = self.code

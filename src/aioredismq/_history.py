@@ -38,7 +38,9 @@ def attempts_made(entry: Entry) -> int:
 
 def handed_back(entry: Entry) -> list[bytes]:
     """Fields of a message that was not tried: attempts unchanged."""
-    return _with(entry, attempts_made(entry), (_DETAIL, _carried(entry, _DETAIL) or b""))
+    return _with(
+        entry, attempts_made(entry), (_DETAIL, _carried(entry, _DETAIL) or b"")
+    )
 
 
 def tried_again(entry: Entry, attempt: int, detail: str) -> list[bytes]:

@@ -25,11 +25,14 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("aioredismq")
 
+# Stands for the failure of a batch whose handler was cancelled from outside.
+_CUT_OFF = asyncio.CancelledError()
+
 
 class Invoker:
     """Run one handler and settle what it was given. Raises nothing the handler raises."""
 
-    def __init__(  # noqa: PLR0913 -- it is given all it needs, and knows nobody
+    def __init__(
         self,
         binding: Binding,
         config: ConsumerConfig,
@@ -65,7 +68,9 @@ class Invoker:
         self._by_content = decoder(None, config.loads)
         # A limiter of its own, as wide as the consumer: other threads of the application neither
         # wait for handlers nor hold them up.
-        self._threads = None if binding.is_async else CapacityLimiter(config.concurrency)
+        self._threads = (
+            None if binding.is_async else CapacityLimiter(config.concurrency)
+        )
         self.run = self._run_batch if binding.is_batch else self._run_one
 
     def message(
@@ -97,8 +102,12 @@ class Invoker:
         by_hand: list[BaseException | None] = []
         outcome: Outcome = Release()  # what is cut off is handed back
         try:
-            message = self.message(entry, by_hand.append) if binding.wants_message else None
-            body = self._decode(self._open(entry.fields)) if binding.wants_body else None
+            message = (
+                self.message(entry, by_hand.append) if binding.wants_message else None
+            )
+            body = (
+                self._decode(self._open(entry.fields)) if binding.wants_body else None
+            )
             await self._call(body, message)
             outcome = Ack()
         except asyncio.CancelledError as error:
@@ -112,7 +121,9 @@ class Invoker:
             outcome = self.decide(error, entry)
         finally:
             if by_hand:
-                outcome = Ack() if by_hand[0] is None else self.decide(by_hand[0], entry)
+                outcome = (
+                    Ack() if by_hand[0] is None else self.decide(by_hand[0], entry)
+                )
             if type(outcome) is Ack:
                 self._ack(entry)
             else:
@@ -121,54 +132,55 @@ class Invoker:
     # -- a batch -------------------------------------------------------------------------------
 
     async def _run_batch(self, portion: list[Entry]) -> None:
-        open_entries: dict[int, Entry] = {}
         messages: list[Message] = []
+        unsettled: dict[int, Entry] = {}
         for entry in portion:
             if self._original and is_original_marker(entry.fields):
                 self._ack(entry)
                 continue
-            at = len(messages)
-            open_entries[at] = entry
-            messages.append(self.message(entry, self._settler_of(at, open_entries)))
-        if not messages:
-            return
-        failure: BaseException | None = None
-        cut_off = True
+            unsettled[len(messages)] = entry
+            settle = self._settler_of(len(messages), unsettled)
+            messages.append(self.message(entry, settle))
+        failure: BaseException | None = _CUT_OFF
         try:
-            await self._call(messages, None)
-            cut_off = False
+            if messages:
+                await self._call(messages, None)
+            failure = None
         except asyncio.CancelledError as error:
             if _is_cancelled_from_outside():
                 raise
-            cut_off, failure = False, error
+            failure = error
         except Exception as error:  # noqa: BLE001 -- whatever a handler raises is its failure
-            cut_off, failure = False, error
+            failure = error
         finally:
-            for at, entry in open_entries.items():
+            for at, entry in unsettled.items():
                 messages[at].close()
-                outcome: Outcome
-                if cut_off:
-                    outcome = Release()
-                elif failure is None:
-                    outcome = Ack()
-                elif isinstance(failure, DecodeError) and messages[at].broken is None:
-                    outcome = Release()  # another message of the batch could not be read
-                else:
-                    outcome = self.decide(messages[at].broken or failure, entry)
-                self._settle(entry, outcome)
+                self._settle(entry, self._batch_outcome(failure, messages[at], entry))
+
+    def _batch_outcome(
+        self, failure: BaseException | None, message: Message, entry: Entry
+    ) -> Outcome:
+        """Say what becomes of a message its batch handler has not settled by itself."""
+        if failure is None:
+            return Ack()
+        if failure is _CUT_OFF:
+            return Release()
+        if isinstance(failure, DecodeError) and message.broken is None:
+            return Release()  # another message of the batch could not be read
+        return self.decide(message.broken or failure, entry)
 
     def _settler_of(
-        self, at: int, open_entries: dict[int, Entry]
+        self, at: int, unsettled: dict[int, Entry]
     ) -> Callable[[BaseException | None], None]:
         def settle(error: BaseException | None) -> None:
-            entry = open_entries.pop(at)
+            entry = unsettled.pop(at)
             self._settle(entry, Ack() if error is None else self.decide(error, entry))
 
         return settle
 
     # ------------------------------------------------------------------------------------------
 
-    async def _call(self, body: Any, message: Message | None) -> None:  # noqa: ANN401
+    async def _call(self, body: Any, message: Message | None) -> None:
         binding = self._binding
         limit = self._config.handler_timeout
         if limit is None:
@@ -189,9 +201,13 @@ class Invoker:
             msg = f"the handler ran longer than handler_timeout ({limit:g} s)"
             raise TimeoutError(msg) from error
 
-    async def _call_in_thread(self, body: Any, message: Message | None) -> None:  # noqa: ANN401
+    async def _call_in_thread(self, body: Any, message: Message | None) -> None:
         result = await run_sync(
-            self._binding.call, body, message, abandon_on_cancel=True, limiter=self._threads
+            self._binding.call,
+            body,
+            message,
+            abandon_on_cancel=True,
+            limiter=self._threads,
         )
         if asyncio.iscoroutine(result):
             # A callable that only turns out to be asynchronous when it is called.

@@ -14,7 +14,7 @@ from ._errors import ConfigurationError
 _DERIVED = ("dead", "queue", "bell", "sent", "lane", "due", "later", "gone")
 
 
-def check_name(name: str, what: str = "queue name") -> None:
+def check_name(name: object, what: str = "queue name") -> None:
     """Refuse a name whose derived keys would leave its slot or meet another queue's.
 
     Raises:

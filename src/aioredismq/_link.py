@@ -7,7 +7,12 @@ import logging
 import random
 from typing import TYPE_CHECKING, Any
 
-from ._errors import AuthenticationError, ConnectionLostError, ServerError, ServerNotReadyError
+from ._errors import (
+    AuthenticationError,
+    ConnectionLostError,
+    ServerError,
+    ServerNotReadyError,
+)
 from ._wire import pack
 
 if TYPE_CHECKING:
@@ -125,7 +130,7 @@ class Link:
 
     async def call(
         self, *parts: bytes | str | float, patience: float | None = None
-    ) -> Any:  # noqa: ANN401 -- whatever Redis answers
+    ) -> Any:
         """Send a command that may be sent twice until it is answered.
 
         Args:
@@ -144,7 +149,7 @@ class Link:
         arguments: Sequence[bytes | str | int],
         *,
         patience: float | None = None,
-    ) -> Any:  # noqa: ANN401 -- whatever the script answers
+    ) -> Any:
         """Run a script that may be run twice until it is answered; see `call`."""
         try:
             return await self._persist(script.by_digest(keys, arguments), patience)
@@ -153,7 +158,7 @@ class Link:
                 raise
         return await self._persist(script.whole(keys, arguments), patience)
 
-    async def _persist(self, command: bytes, patience: float | None) -> Any:  # noqa: ANN401
+    async def _persist(self, command: bytes, patience: float | None) -> Any:
         loop = asyncio.get_running_loop()
         end = loop.time() + (self._patience if patience is None else patience)
         following = pauses()
@@ -174,7 +179,7 @@ class Link:
     def _once(self, command: bytes) -> asyncio.Future[Any]:
         future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
 
-        def on_reply(reply: Any) -> None:  # noqa: ANN401
+        def on_reply(reply: Any) -> None:
             if future.done():
                 return
             if isinstance(reply, Exception):
@@ -194,7 +199,9 @@ class Link:
             async with asyncio.timeout(max(within, 0.0)):
                 await self._up.wait()
         except TimeoutError:
-            cause = self._failure or ConnectionLostError("there is no connection to Redis")
+            cause = self._failure or ConnectionLostError(
+                "there is no connection to Redis"
+            )
             raise cause.again() from None
 
     def _adopt(self, wire: Wire) -> None:

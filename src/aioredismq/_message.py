@@ -12,7 +12,6 @@ if TYPE_CHECKING:
     from types import TracebackType
 
 
-
 class Entry:
     """An entry as Redis delivered it to this consumer, from the stream or the group's lane.
 
@@ -81,7 +80,7 @@ class Message:
         "raw",
     )
 
-    def __init__(  # noqa: PLR0913 -- a value with that many parts
+    def __init__(
         self,
         *,
         id: str,  # noqa: A002 -- the field's word
@@ -108,7 +107,7 @@ class Message:
         self._settle = settle
 
     @property
-    def body(self) -> Any:  # noqa: ANN401 -- its shape is the producer's
+    def body(self) -> Any:
         """The body, decoded by its content type, or by the handler's annotation.
 
         Raises:

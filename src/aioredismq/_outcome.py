@@ -6,7 +6,6 @@ import traceback
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
-
 from ._errors import DecodeError, RejectMessage, RetryMessage
 
 if TYPE_CHECKING:
@@ -112,5 +111,3 @@ def decide(
     if delay is None:
         return DeadLetter(Failure("attempts", detail, error))
     return Retry(max(0.0, delay), detail)
-
-

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections import deque
 from collections.abc import AsyncIterable, AsyncIterator, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
@@ -21,9 +20,9 @@ from ._errors import (
 )
 
 if TYPE_CHECKING:
+    import asyncio
     from types import TracebackType
-
-    from typing_extensions import Self
+    from typing import Self
 
     from ._channel import Channel
     from ._queue import RedisMessageQueue

@@ -31,7 +31,7 @@ class Promoter:
     It looks when the bell rings, when the next delayed message is due, and at a slow pulse.
     """
 
-    def __init__(  # noqa: PLR0913 -- it is given all it needs, and knows nobody
+    def __init__(
         self,
         stream: Stream,
         *,
@@ -93,8 +93,14 @@ class Promoter:
             while not self._stopping:
                 try:
                     await self._take_all()
-                except (ConnectionLostError, ServerNotReadyError, ServerFullError) as error:
-                    logger.debug("could not look into the lane of %s: %s", self._group, error)
+                except (
+                    ConnectionLostError,
+                    ServerNotReadyError,
+                    ServerFullError,
+                ) as error:
+                    logger.debug(
+                        "could not look into the lane of %s: %s", self._group, error
+                    )
                     self._look_back = True
                     await asyncio.sleep(_PAUSE)
                     continue
@@ -138,5 +144,3 @@ class Promoter:
     def _reconnected(self) -> None:
         self._look_back = True
         self.ring()
-
-

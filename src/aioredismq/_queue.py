@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar, overload
-from urllib.parse import urlsplit
 
 from anyio import CancelScope
 
 from . import _running as running
+from ._address import with_port
 from ._channel import Channel, connection_for
 from ._codec import decoder, open_envelope, open_original
 from ._config import ConsumerOptions, QueueOptions, consumer_config, split_options
@@ -21,9 +21,10 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterable, Callable, Iterable, Mapping
     from contextlib import AbstractAsyncContextManager
     from types import TracebackType
+    from typing import Self
 
     import redis.asyncio as redis
-    from typing_extensions import Self, Unpack
+    from typing_extensions import Unpack
 
     from ._config import ConsumerConfig
     from ._connection import Connection
@@ -73,7 +74,10 @@ class RedisMessageQueue:
         """Check everything; no I/O, and no event loop is needed."""
         queue_config, producer_config = split_options(options)
         if port is not None:
-            connection = _with_port(connection, port)
+            if not isinstance(connection, str):
+                msg = "port goes with a URL or a host name, not with a client or Connection"
+                raise ConfigurationError(msg)
+            connection = with_port(connection, port)
         self.channel = Channel(name, connection_for(connection), queue_config)
         self._producer = Producer(self, producer_config)
         self._handlers: list[tuple[Callable[..., Any], ConsumerConfig]] = []
@@ -280,7 +284,9 @@ class RedisMessageQueue:
         return made
 
     def _remember(self, consumers: list[Consumer]) -> None:
-        self.consumers = [item for item in self.consumers if item.is_running] + consumers
+        self.consumers = [
+            item for item in self.consumers if item.is_running
+        ] + consumers
 
     # -- looking in ----------------------------------------------------------------------------
 
@@ -357,17 +363,3 @@ class RedisMessageQueue:
 
     def __repr__(self) -> str:
         return f"RedisMessageQueue({self.name!r}, {self.channel.connection!r})"
-
-
-def _with_port(target: object, port: int) -> str:
-    """Put a port into a URL or host name."""
-    if not isinstance(target, str):
-        msg = "port goes with a URL or a host name, not with a client or Connection"
-        raise ConfigurationError(msg)
-    parts = urlsplit(target if "://" in target else f"redis://{target}")
-    if not isinstance(port, int) or not 0 < port < 65536:
-        msg = f"port must be a whole number from 1 to 65535, got {port!r}"
-        raise ConfigurationError(msg)
-    credentials, at, _ = parts.netloc.rpartition("@")
-    host = f"[{parts.hostname}]" if ":" in (parts.hostname or "") else parts.hostname
-    return parts._replace(netloc=f"{credentials}{at}{host or 'localhost'}:{port}").geturl()

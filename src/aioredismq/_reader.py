@@ -52,7 +52,7 @@ FATAL = (
 class Reader:
     """Bring new entries of one stream to one consumer, as far as it has room."""
 
-    def __init__(  # noqa: PLR0913 -- it is given all it needs, and knows nobody
+    def __init__(
         self,
         stream: Stream,
         *,
@@ -91,6 +91,7 @@ class Reader:
         self._wire_id: int | None = None
         self._stopping = False
         self._blocked = False
+        self._stop_asked = asyncio.Event()
         self._stopped = asyncio.Event()
         self._started = False
         self._asked = 0
@@ -114,7 +115,9 @@ class Reader:
                 except FATAL:
                     raise
                 except (ConnectionLostError, ServerNotReadyError) as error:
-                    logger.debug("the reader of %s lost its line: %s", self._group, error)
+                    logger.debug(
+                        "the reader of %s lost its line: %s", self._group, error
+                    )
                     self._close()
                     await self._pause(following())
                 except CommandRefusedError as error:
@@ -133,6 +136,7 @@ class Reader:
     def request_stop(self) -> None:
         """Ask for no more; `stop()` waits for the end."""
         self._stopping = True
+        self._stop_asked.set()
 
     async def stop(self) -> None:
         """Ask for no more and wake the blocked read; returns when it has ended.
@@ -140,6 +144,7 @@ class Reader:
         What the last read brought is delivered before.
         """
         self._stopping = True
+        self._stop_asked.set()
         while self._started and not self._stopped.is_set():
             if self._blocked and self._wire_id is not None:
                 await self._wake(self._wire_id)
@@ -162,10 +167,9 @@ class Reader:
             self._close()  # the server is away, and what it would hand out with it
 
     async def _pause(self, seconds: float) -> None:
-        """Wait, but not beyond `stop()`."""
-        end = asyncio.get_running_loop().time() + seconds
-        while not self._stopping and asyncio.get_running_loop().time() < end:
-            await asyncio.sleep(min(0.1, seconds))
+        """Wait, but not beyond `request_stop()`."""
+        with move_on_after(seconds):
+            await self._stop_asked.wait()
 
     async def _open(self) -> None:
         if self._wire is not None and not self._wire.is_lost:

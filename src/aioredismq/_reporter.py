@@ -58,7 +58,9 @@ class Reporter:
                 try:
                     await self._tell(message, failure)
                 except Exception:
-                    logger.exception("the failover callback failed on message %s", message.id)
+                    logger.exception(
+                        "the failover callback failed on message %s", message.id
+                    )
             self._nothing.set()
 
     async def _tell(self, message: Message, failure: Failure) -> None:

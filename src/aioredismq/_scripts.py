@@ -27,11 +27,15 @@ class Script:
     text: bytes
     digest: bytes
 
-    def by_digest(self, keys: Sequence[str], arguments: Sequence[bytes | str | int]) -> bytes:
+    def by_digest(
+        self, keys: Sequence[str], arguments: Sequence[bytes | str | int]
+    ) -> bytes:
         """Pack EVALSHA; a server that does not know the script answers NOSCRIPT."""
         return pack(b"EVALSHA", self.digest, len(keys), *keys, *arguments)
 
-    def whole(self, keys: Sequence[str], arguments: Sequence[bytes | str | int]) -> bytes:
+    def whole(
+        self, keys: Sequence[str], arguments: Sequence[bytes | str | int]
+    ) -> bytes:
         """Pack EVAL, which also teaches the server the script."""
         return pack(b"EVAL", self.text, len(keys), *keys, *arguments)
 

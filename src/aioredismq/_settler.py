@@ -10,12 +10,15 @@ import asyncio
 import logging
 from collections import deque
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
-
-from typing_extensions import assert_never
+from typing import TYPE_CHECKING, Any, assert_never
 
 from . import _history as history
-from ._errors import ConnectionLostError, ServerError, ServerFullError, ServerNotReadyError
+from ._errors import (
+    ConnectionLostError,
+    ServerError,
+    ServerFullError,
+    ServerNotReadyError,
+)
 from ._outcome import Ack, DeadLetter, Failure, Outcome, Release, Retry
 from ._stream import Move
 
@@ -24,7 +27,7 @@ if TYPE_CHECKING:
 
     from ._held import Held
     from ._message import Entry
-    from ._stream import Stream
+    from ._stream import Stream, Where
 
 logger = logging.getLogger("aioredismq")
 
@@ -48,7 +51,7 @@ class Settler:
     last one's answer has come: they gather by themselves, without a timer.
     """
 
-    def __init__(  # noqa: PLR0913 -- it is given all it needs, and knows nobody
+    def __init__(
         self,
         stream: Stream,
         *,
@@ -111,7 +114,7 @@ class Settler:
                 self._move(Move(entry, "lane", history.handed_back(entry)))
             case Retry(after, detail):
                 fields = history.tried_again(entry, attempt + 1, detail)
-                where = "later" if after > 0 else "lane"
+                where: Where = "later" if after > 0 else "lane"
                 self._move(Move(entry, where, fields, after))
             case DeadLetter(failure) if self._failover:
                 fields = history.put_aside(entry, attempt + 1, self._group, failure)
@@ -145,14 +148,16 @@ class Settler:
         batch = ids[:_MOST]
         if not self._stream.link.is_up:
             return  # sent when it is up again
-        command = self._stream.settle_command(self._group, batch, in_lane=in_lane, whole=whole)
+        command = self._stream.settle_command(
+            self._group, batch, in_lane=in_lane, whole=whole
+        )
         del ids[: len(batch)]
         self._acking = True
         self._stream.link.submit(
             command, lambda reply: self._acked(batch, reply, in_lane=in_lane)
         )
 
-    def _acked(self, batch: list[bytes], reply: Any, *, in_lane: bool) -> None:  # noqa: ANN401
+    def _acked(self, batch: list[bytes], reply: Any, *, in_lane: bool) -> None:
         self._acking = False
         if not isinstance(reply, Exception):
             self._held.drop(batch, in_lane=in_lane)
@@ -193,7 +198,9 @@ class Settler:
             await self._work.wait()
             self._work.clear()
             while self._moves:
-                batch = [self._moves.popleft() for _ in range(min(len(self._moves), _MOST))]
+                batch = [
+                    self._moves.popleft() for _ in range(min(len(self._moves), _MOST))
+                ]
                 self._moving = True
                 try:
                     await self._send_moves(batch)
@@ -224,6 +231,8 @@ class Settler:
                 self._failed(entry, item.failure)
 
     def _look_for_quiet(self) -> None:
-        busy = self._acking or self._acks or self._lane_acks or self._moves or self._moving
+        busy = (
+            self._acking or self._acks or self._lane_acks or self._moves or self._moving
+        )
         if not busy:
             self._quiet.set()

@@ -167,7 +167,9 @@ class Stream:
         Returns:
             Whether anything was there.
         """
-        lanes = [key for info in await self.groups() for key in self._lane_keys(info.name)]
+        lanes = [
+            key for info in await self.groups() for key in self._lane_keys(info.name)
+        ]
         keys = self.keys
         reply = await self._run(
             scripts.DELETE,
@@ -198,7 +200,9 @@ class Stream:
 
     # -- reading -------------------------------------------------------------------------------
 
-    def read_command(self, group: str, consumer: str, count: int, block_ms: int) -> bytes:
+    def read_command(
+        self, group: str, consumer: str, count: int, block_ms: int
+    ) -> bytes:
         """Pack a blocking read of new entries, for a connection of its own."""
         return pack(
             b"XREADGROUP", b"GROUP", group, consumer, b"COUNT", count, b"BLOCK", block_ms,
@@ -206,7 +210,7 @@ class Stream:
         )  # fmt: skip
 
     @staticmethod
-    def read_entries(reply: Any) -> list[Entry]:  # noqa: ANN401 -- the raw reply
+    def read_entries(reply: Any) -> list[Entry]:
         """Take the entries out of a read's reply, RESP2 or RESP3; nothing came: none."""
         if not reply:
             return []
@@ -258,7 +262,9 @@ class Stream:
                 if error.code == "NOGROUP":
                     return found
                 raise
-            found += [item for item in _entries(rows, in_lane=in_lane) if not held(item.id)]
+            found += [
+                item for item in _entries(rows, in_lane=in_lane) if not held(item.id)
+            ]
             if len(rows) + len(gone) < _PAGE:
                 return found
             start = f"({last.decode()}"
@@ -280,7 +286,9 @@ class Stream:
         make = scripts.SETTLE.whole if whole else scripts.SETTLE.by_digest
         return make([key], [group, *ids])
 
-    async def move(self, group: str, consumer: str, moves: Sequence[Move]) -> list[bool]:
+    async def move(
+        self, group: str, consumer: str, moves: Sequence[Move]
+    ) -> list[bool]:
         """Take entries off this consumer and store them elsewhere, each atomically.
 
         Returns:
@@ -300,7 +308,9 @@ class Stream:
             reply = await self._run(
                 scripts.MOVE, [source, lane, due, later, self.keys.dead], arguments
             )
-            answers.update((at, bool(answer)) for at, answer in zip(part, reply, strict=True))
+            answers.update(
+                (at, bool(answer)) for at, answer in zip(part, reply, strict=True)
+            )
         return [answers[at] for at in range(len(moves))]
 
     async def forget_consumer(self, group: str, consumer: str) -> bool:
@@ -318,8 +328,11 @@ class Stream:
         return [self.keys.lane(group), self.keys.due(group), self.keys.later(group)]
 
     async def _run(
-        self, script: Script, keys: Sequence[str], arguments: Sequence[bytes | str | int]
-    ) -> Any:  # noqa: ANN401 -- each caller knows its script
+        self,
+        script: Script,
+        keys: Sequence[str],
+        arguments: Sequence[bytes | str | int],
+    ) -> Any:
         return await self.link.run(script, keys, arguments)
 
 
@@ -344,7 +357,7 @@ def _entries(rows: Sequence[Any], *, in_lane: bool) -> list[Entry]:
     return [Entry(row[0], row[1], in_lane=in_lane) for row in rows]
 
 
-def _pairs(reply: Any) -> dict[bytes, Any]:  # noqa: ANN401
+def _pairs(reply: Any) -> dict[bytes, Any]:
     """Read a map, which RESP2 sends flat."""
     if isinstance(reply, dict):
         return reply

@@ -7,22 +7,22 @@ to the caller. redis-py does the work each time; its errors become ours here.
 from __future__ import annotations
 
 import asyncio
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 from urllib.parse import parse_qsl, unquote, urlsplit
 
 import redis.asyncio as redis
 from redis.asyncio.cluster import ClusterNode
-from redis.asyncio.connection import AbstractConnection, parse_url
 from redis.asyncio.sentinel import Sentinel
-from redis.backoff import NoBackoff
-from redis.asyncio.retry import Retry
 from redis.exceptions import (
     AuthenticationError as RedisAuthenticationError,
+)
+from redis.exceptions import (
     AuthorizationError,
     NoPermissionError,
     RedisError,
 )
 
+from ._address import arguments, host_and_port, shown, without_password
 from ._errors import (
     AuthenticationError,
     ConfigurationError,
@@ -32,15 +32,10 @@ from ._errors import (
     server_error,
 )
 
-# Connections of ours speak RESP2: RESP3 brings nothing a queue needs, and redis-py 8.1 hands out
-# dead connections under it (redis-py #4252).
-_OURS: dict[str, Any] = {
-    "protocol": 2,
-    "decode_responses": False,
-    "socket_timeout": None,  # the wire watches for itself; redis-py 8 would cut blocked reads
-    "socket_keepalive": True,
-    "health_check_interval": 0,
-}
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from redis.asyncio.connection import AbstractConnection
 
 
 class Topology(Protocol):
@@ -95,7 +90,7 @@ def topology_for(
         raise ConfigurationError(msg)
     if target.startswith(("redis+sentinel://", "rediss+sentinel://")):
         return OwnSentinel(target, max_connections, connect_timeout)
-    address = _arguments(target, connect_timeout)
+    address = arguments(target, connect_timeout)
     if cluster:
         return OwnCluster(address, max_connections)
     return OwnServer(address, max_connections)
@@ -107,9 +102,9 @@ class OwnServer:
     own_use = 0
     is_cluster = False
 
-    def __init__(self, arguments: dict[str, Any], max_connections: int) -> None:
+    def __init__(self, address: dict[str, Any], max_connections: int) -> None:
         """Take the arguments of redis-py's connection."""
-        self.arguments = arguments
+        self.arguments = address
         self.max_connections = max_connections
 
     async def open(self, key: str) -> AbstractConnection:
@@ -122,7 +117,7 @@ class OwnServer:
         await _disconnect(connection)
 
     def __str__(self) -> str:
-        return _address(self.arguments)
+        return shown(self.arguments)
 
 
 class OwnSentinel:
@@ -146,14 +141,14 @@ class OwnSentinel:
         if not service or not hosts:
             msg = (
                 "a Sentinel URL must be redis+sentinel://host:port[,host:port]/service[/db], "
-                f"got {_without_password(url)!r}"
+                f"got {without_password(url)!r}"
             )
             raise ConfigurationError(msg)
         self.service = service
         user, _, password = credentials.partition(":")
         scheme = "rediss" if parts.scheme.startswith("rediss") else "redis"
         plain = f"{scheme}://localhost/{database or 0}"
-        self._server = _arguments(plain, connect_timeout)
+        self._server = arguments(plain, connect_timeout)
         if user:
             self._server["username"] = unquote(user)
         if password:
@@ -163,7 +158,7 @@ class OwnSentinel:
             for name in ("username", "password")
             if f"sentinel_{name}" in options
         }
-        self.addresses = [_host_and_port(host, 26379) for host in hosts.split(",")]
+        self.addresses = [host_and_port(host, 26379) for host in hosts.split(",")]
         self._sentinel_arguments = {
             "socket_timeout": connect_timeout,
             "socket_connect_timeout": connect_timeout,
@@ -174,7 +169,7 @@ class OwnSentinel:
     async def open(self, key: str) -> AbstractConnection:
         """Ask for the master and open a connection to it."""
         del key
-        sentinel = Sentinel(  # type: ignore[no-untyped-call] -- redis-py has no types here
+        sentinel = Sentinel(  # type: ignore[no-untyped-call]  # redis-py has no types here
             self.addresses, sentinel_kwargs=self._sentinel_arguments
         )
         try:
@@ -184,8 +179,8 @@ class OwnSentinel:
         finally:
             for client in sentinel.sentinels:
                 await client.aclose()
-        arguments = {**self._server, "host": host, "port": port}
-        return await _connected(_new_connection(arguments), f"{host}:{port}")
+        server = {**self._server, "host": host, "port": port}
+        return await _connected(_new_connection(server), f"{host}:{port}")
 
     async def give_up(self, connection: AbstractConnection) -> None:
         """Close it."""
@@ -205,32 +200,34 @@ class OwnCluster:
     own_use = 0
     is_cluster = True
 
-    def __init__(self, arguments: dict[str, Any], max_connections: int) -> None:
+    def __init__(self, address: dict[str, Any], max_connections: int) -> None:
         """Take the address of any node."""
-        self.arguments = arguments
+        self.arguments = address
         self.max_connections = max_connections
         self._nodes: list[tuple[str, int]] = [
-            (arguments.get("host", "localhost"), int(arguments.get("port", 6379)))
+            (address.get("host", "localhost"), int(address.get("port", 6379)))
         ]
 
     async def open(self, key: str) -> AbstractConnection:
         """Find the key's node and open a connection to it."""
         host, port = await self._node_of(key)
-        arguments = {**self.arguments, "host": host, "port": port}
-        return await _connected(_new_connection(arguments), f"{host}:{port}")
+        node = {**self.arguments, "host": host, "port": port}
+        return await _connected(_new_connection(node), f"{host}:{port}")
 
     async def _node_of(self, key: str) -> tuple[str, int]:
         shared = {
             name: value
             for name, value in self.arguments.items()
-            if name not in {"host", "port", "db", "retry", "socket_timeout", "connection_class"}
+            if name
+            not in {"host", "port", "db", "retry", "socket_timeout", "connection_class"}
         }
         client = redis.RedisCluster(
             startup_nodes=[ClusterNode(host, port) for host, port in self._nodes],
             cluster_error_retry_attempts=0,
             socket_timeout=self.arguments["socket_connect_timeout"],
             ssl=issubclass(
-                self.arguments.get("connection_class", redis.Connection), redis.SSLConnection
+                self.arguments.get("connection_class", redis.Connection),
+                redis.SSLConnection,
             ),
             **shared,
         )
@@ -238,7 +235,9 @@ class OwnCluster:
             await client.initialize()
             node = client.get_node_from_key(key)
             # Every node that is known is one that can be asked when the others are gone.
-            self._nodes = [(known.host, int(known.port)) for known in client.get_nodes()]
+            self._nodes = [
+                (known.host, int(known.port)) for known in client.get_nodes()
+            ]
         except (RedisError, OSError) as error:
             raise translated(error, str(self)) from error
         except Exception as error:
@@ -257,7 +256,7 @@ class OwnCluster:
         await _disconnect(connection)
 
     def __str__(self) -> str:
-        return _address(self.arguments)
+        return shown(self.arguments)
 
 
 class LentPool:
@@ -280,7 +279,7 @@ class LentPool:
         del key
         try:
             async with asyncio.timeout(self._timeout):
-                connection: AbstractConnection = await self._pool.get_connection()
+                connection: AbstractConnection = await self._pool.get_connection()  # type: ignore[no-untyped-call]
         except (RedisError, OSError) as error:
             raise translated(error, str(self)) from error
         return connection
@@ -291,7 +290,7 @@ class LentPool:
         await self._pool.release(connection)
 
     def __str__(self) -> str:
-        return _address(self._pool.connection_kwargs)
+        return shown(self._pool.connection_kwargs)
 
 
 class LentCluster:
@@ -304,7 +303,7 @@ class LentCluster:
         """Use the client's nodes; the client stays the caller's and is never closed."""
         self._client = client
         self._timeout = connect_timeout
-        self._nodes: dict[int, ClusterNode] = {}
+        self._places: dict[AbstractConnection, Callable[[], None]] = {}
         self.max_connections = int(
             client.get_connection_kwargs().get("max_connections") or 100
         )
@@ -319,23 +318,21 @@ class LentCluster:
                 if node is None:  # pragma: no cover -- None is for replicas only
                     msg = f"the cluster does not say which node has {key!r}"
                     raise ConnectionLostError(msg)
-                connection: AbstractConnection = node.acquire_connection()
+                connection = node.acquire_connection()
                 try:
-                    await connection.connect()
+                    await connection.connect()  # type: ignore[no-untyped-call]
                 except BaseException:
                     node.release(connection)
                     raise
         except (RedisError, OSError) as error:
             raise translated(error, str(self)) from error
-        self._nodes[id(connection)] = node
+        self._places[connection] = lambda: node.release(connection)
         return connection
 
     async def give_up(self, connection: AbstractConnection) -> None:
         """Close it and give its place back to its node."""
         await _disconnect(connection)
-        node = self._nodes.pop(id(connection), None)
-        if node is not None:
-            node.release(connection)
+        self._places.pop(connection)()
 
     def __str__(self) -> str:
         nodes = self._client.get_nodes()
@@ -357,27 +354,8 @@ def translated(error: Exception, address: str) -> ServerError:
     return ConnectionLostError(f"cannot reach Redis at {address}: {words}")
 
 
-def _arguments(url: str, connect_timeout: float) -> dict[str, Any]:
-    """Read a URL into the arguments of redis-py's connection, with our settings."""
-    if "://" not in url:
-        url = f"redis://{url}"
-    try:
-        given: dict[str, Any] = dict(parse_url(url))
-    except ValueError as error:
-        msg = f"the URL {_without_password(url)!r} cannot be used: {error}"
-        raise ConfigurationError(msg) from error
-    given.pop("max_connections", None)
-    return {
-        **given,
-        **_OURS,
-        "socket_connect_timeout": connect_timeout,
-        # Ours is the only retry: redis-py's would send again what may not be sent twice.
-        "retry": Retry(NoBackoff(), 0),
-    }
-
-
-def _new_connection(arguments: dict[str, Any]) -> AbstractConnection:
-    rest = dict(arguments)
+def _new_connection(address: dict[str, Any]) -> AbstractConnection:
+    rest = dict(address)
     kind: type[AbstractConnection] = rest.pop("connection_class", redis.Connection)
     try:
         return kind(**rest)
@@ -386,9 +364,11 @@ def _new_connection(arguments: dict[str, Any]) -> AbstractConnection:
         raise ConfigurationError(msg) from error
 
 
-async def _connected(connection: AbstractConnection, address: str) -> AbstractConnection:
+async def _connected(
+    connection: AbstractConnection, address: str
+) -> AbstractConnection:
     try:
-        await connection.connect()
+        await connection.connect()  # type: ignore[no-untyped-call]
     except (RedisError, OSError) as error:
         await _disconnect(connection)
         raise translated(error, address) from error
@@ -404,27 +384,6 @@ async def _disconnect(connection: AbstractConnection) -> None:
     except (RedisError, OSError):
         # It is gone either way; redis-py raises when the end takes too long.
         return
-
-
-def _host_and_port(text: str, default: int) -> tuple[str, int]:
-    parts = urlsplit(f"//{text}")
-    try:
-        return parts.hostname or "localhost", parts.port or default
-    except ValueError as error:
-        msg = f"{text!r} is not host:port: {error}"
-        raise ConfigurationError(msg) from error
-
-
-def _address(arguments: dict[str, Any]) -> str:
-    if "path" in arguments:
-        return str(arguments["path"])
-    return f"{arguments.get('host', 'localhost')}:{arguments.get('port', 6379)}"
-
-
-def _without_password(url: str) -> str:
-    before, at, after = url.rpartition("@")
-    return f"{before.split('://', 1)[0]}://***@{after}" if at else url
-
 
 
 def writer_of(connection: AbstractConnection) -> asyncio.StreamWriter:

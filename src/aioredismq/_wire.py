@@ -14,7 +14,11 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import hiredis
 
-from ._errors import ConnectionLostError, ServerError, UnsupportedServerError, server_error
+from ._errors import (
+    ConnectionLostError,
+    UnsupportedServerError,
+    server_error,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -33,9 +37,9 @@ class Stream(Protocol):
         ...
 
 
-def pack(*parts: bytes | str | int | float) -> bytes:
+def pack(*parts: bytes | str | float) -> bytes:
     """Pack one command for the wire."""
-    packed: bytes = hiredis.pack_command(parts)
+    packed: bytes = hiredis.pack_command(parts)  # type: ignore[arg-type]  # its stub has memoryview[int] alone
     return packed
 
 
@@ -116,7 +120,7 @@ class Wire(asyncio.Protocol):
         """
         future: asyncio.Future[Any] = self._loop.create_future()
 
-        def on_reply(reply: Any) -> None:  # noqa: ANN401 -- whatever Redis answered
+        def on_reply(reply: Any) -> None:
             if future.done():
                 return
             if isinstance(reply, Exception):
@@ -150,7 +154,9 @@ class Wire(asyncio.Protocol):
                     waiting.popleft()(reply)  # RESP3 confirms a subscription by a push
                 reply = reader.gets()
         except hiredis.ProtocolError as error:
-            refusal = UnsupportedServerError(f"the peer does not speak the Redis protocol: {error}")
+            refusal = UnsupportedServerError(
+                f"the peer does not speak the Redis protocol: {error}"
+            )
             while waiting:
                 waiting.popleft()(refusal)
             self.close()
@@ -181,7 +187,9 @@ class Wire(asyncio.Protocol):
         silent = self._loop.time() - self._progress
         if silent >= self._reply_timeout:
             self.close(
-                ConnectionLostError(f"Redis did not answer for {self._reply_timeout:g} s")
+                ConnectionLostError(
+                    f"Redis did not answer for {self._reply_timeout:g} s"
+                )
             )
             return
         self._watch = self._loop.call_later(self._reply_timeout - silent, self._look)
@@ -204,7 +212,7 @@ def _is_message(reply: object) -> bool:
     return isinstance(reply, list) and bool(reply) and reply[0] == b"message"
 
 
-async def exchange(wire: Wire, *parts: bytes | str | float, within: float) -> Any:  # noqa: ANN401
+async def exchange(wire: Wire, *parts: bytes | str | float, within: float) -> Any:
     """Send one command on a wire and wait for its reply, `within` seconds at most.
 
     Raises:
@@ -219,5 +227,3 @@ async def exchange(wire: Wire, *parts: bytes | str | float, within: float) -> An
         wire.close()
         msg = f"Redis did not answer within {within:g} s"
         raise ConnectionLostError(msg) from None
-
-

@@ -1,7 +1,8 @@
 -- append: store a numbered batch of messages, all or nothing, and only once however often it is sent.
 -- KEYS[1] stream   KEYS[2] what this producer has sent (hash: batch number -> ids, and `low`)
--- ARGV[1] batch number   ARGV[2] lowest number not resolved yet   ARGV[3] memory of the hash (ms)
--- ARGV[4..] for each message: how many field elements, then name, value, name, value, …
+-- ARGV[1] batch number   ARGV[2] no number below this one will be sent again
+-- ARGV[3] memory of the hash (ms)   ARGV[4] 1: renew it, 0: it was renewed lately
+-- ARGV[5..] for each message: how many field elements, then name, value, name, value, …
 -- Returns the ids, joined by blanks; the remembered ones when the batch is known.
 -- Fails with STALE when the number is below `low`: its sender has given it up, so a late original
 -- must not write.
@@ -13,7 +14,7 @@ if tonumber(ARGV[1]) < low then
 end
 
 local ids = {}
-local at, last = 4, #ARGV
+local at, last = 5, #ARGV
 while at <= last do
   local elements = tonumber(ARGV[at])
   ids[#ids + 1] = redis.call('XADD', KEYS[1], '*', unpack(ARGV, at + 1, at + elements))
@@ -21,8 +22,12 @@ while at <= last do
 end
 
 local answer = table.concat(ids, ' ')
-redis.call('HSET', KEYS[2], ARGV[1], answer, 'low', ARGV[2])
 local following = tonumber(ARGV[2])
+if known[1] and following == low then
+  redis.call('HSET', KEYS[2], ARGV[1], answer)
+else
+  redis.call('HSET', KEYS[2], ARGV[1], answer, 'low', ARGV[2])
+end
 while low < following do
   local forgotten = {}
   while low < following and #forgotten < 1000 do
@@ -31,5 +36,5 @@ while low < following do
   end
   redis.call('HDEL', KEYS[2], unpack(forgotten))
 end
-redis.call('PEXPIRE', KEYS[2], ARGV[3])
+if ARGV[4] == '1' or not known[1] then redis.call('PEXPIRE', KEYS[2], ARGV[3]) end
 return answer

@@ -1,0 +1,265 @@
+"""The tasks of one consumer, wired to each other: the only place where floor 7 meets."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import TYPE_CHECKING
+
+from anyio import CancelScope, create_task_group, move_on_after
+
+from ._dispatcher import Dispatcher
+from ._errors import QueueDeletedError
+from ._held import Held
+from ._invoker import Invoker
+from ._outcome import Release
+from ._promoter import Promoter
+from ._puller import Puller
+from ._read_ahead import ReadAhead
+from ._reader import LONGEST_BLOCK, Reader
+from ._reporter import Reporter
+from ._settler import Settler
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Sequence
+
+    from anyio.abc import TaskGroup
+
+    from ._channel import Channel
+    from ._config import ConsumerConfig
+    from ._handler import Binding
+    from ._message import Entry
+    from ._outcome import Failure
+    from ._stream import Generation, Stream
+
+logger = logging.getLogger("aioredismq")
+
+
+class Assembly:
+    """Build the tasks, start them, and take them down in order."""
+
+    def __init__(
+        self,
+        stream: Stream,
+        channel: Channel,
+        binding: Binding,
+        config: ConsumerConfig,
+        *,
+        consumer: str,
+        pulls: bool,
+        fail: Callable[[BaseException], None],
+    ) -> None:
+        """Nothing runs before `start()`.
+
+        Args:
+            stream: The queue in Redis, open.
+            channel: The queue.
+            binding: The handler.
+            config: How to read, run and settle.
+            consumer: Name under which entries become pending.
+            pulls: Whether messages are pulled instead of handled.
+            fail: Ends the consumer with an error.
+        """
+        self._stream = stream
+        self._channel = channel
+        self._config = config
+        self._group = group = channel.group_name(config.group)
+        self._consumer = consumer
+        self._fail = fail
+        self._generation: Generation | None = None
+        self.held = Held()
+        self._reporter = Reporter(config.failover_callback)
+        self._settler = settler = Settler(
+            stream,
+            group=group,
+            consumer=consumer,
+            held=self.held,
+            failover=config.failover,
+            failed=self._failed,
+            fatal=fail,
+        )
+        self._invoker = invoker = Invoker(
+            binding,
+            config,
+            queue=stream.keys.name,
+            group=group,
+            original=channel.config.wire == "original",
+            ack=settler.ack,
+            settle=settler.settle,
+        )
+        self.puller = (
+            Puller(make=invoker.message, decide=invoker.decide, settle=settler.settle)
+            if pulls
+            else None
+        )
+        self._dispatcher = _dispatcher(
+            config,
+            portion=config.batch_size if binding.is_batch else 1,
+            run=invoker.run if self.puller is None else self.puller.run,
+        )
+        self._promoter = Promoter(
+            stream,
+            group=group,
+            consumer=consumer,
+            room=self._dispatcher.room,
+            wait_for_room=self._dispatcher.wait_for_room,
+            deliver=self._deliver_from_lane,
+            held=lambda entry_id: self.held.has(entry_id, in_lane=True),
+        )
+        self._reader = Reader(
+            stream,
+            group=group,
+            consumer=consumer,
+            open_wire=lambda: channel.connection.reserve(
+                stream.keys.stream, longest_block=LONGEST_BLOCK
+            ),
+            room=self._dispatcher.room,
+            wait_for_room=self._wait_for_room,
+            deliver=self._deliver,
+            held=lambda entry_id: self.held.has(entry_id, in_lane=False),
+            mend=self._mend,
+        )
+        self._crew = CancelScope()
+        self._crew_ended = asyncio.Event()
+        self._tasks: TaskGroup | None = None
+
+    # -- lifetime ------------------------------------------------------------------------------
+
+    async def start(self, tasks: TaskGroup) -> None:
+        """Make the group unless it is there, and start every task.
+
+        Raises:
+            ServerError: Redis refuses, or is away.
+        """
+        self._generation = await self._open_group()
+        self._tasks = tasks
+        for run in (
+            self._settler.run,
+            self._reporter.run,
+            self._work,
+            self._promoter.run,
+            self._reader.run,
+        ):
+            tasks.start_soon(self._guard, run)
+        self._channel.connection.bell.add(self._stream.keys.bell, self._promoter.ring)
+
+    async def drain(self, shutdown_timeout: float) -> None:
+        """Stop reading, hand back what was not started, let handlers finish.
+
+        Args:
+            shutdown_timeout: Seconds this may take.
+        """
+        self._stop_intake()
+        with move_on_after(shutdown_timeout):
+            await self._reader.stop()
+            await self._dispatcher.finished()
+
+    async def end(self) -> None:
+        """Cancel what still runs, hand it back, say the last, and remove the name."""
+        if self._tasks is None:
+            return
+        self._stop_intake()
+        self._crew.cancel()
+        await self._crew_ended.wait()
+        await self._reader.stop()
+        await self._settler.flushed()
+        await self._reporter.told()
+        if not await self._stream.forget_consumer(self._group, self._consumer):
+            logger.warning("consumer %s leaves pending messages behind", self._consumer)
+
+    def close(self) -> None:
+        """Listen to nobody any more."""
+        self._settler.close()
+        if self._tasks is not None:
+            self._channel.connection.bell.remove(
+                self._stream.keys.bell, self._promoter.ring
+            )
+
+    def _stop_intake(self) -> None:
+        self._promoter.stop()
+        self._reader.request_stop()
+        for entry in self._dispatcher.close():
+            self._settler.settle(entry, Release())
+        if self.puller is not None:
+            self.puller.end()
+
+    # -- how they meet -------------------------------------------------------------------------
+
+    def _deliver(self, entries: Sequence[Entry]) -> None:
+        self.held.add(entries)
+        if self._dispatcher.is_closed:
+            for entry in entries:
+                self._settler.settle(entry, Release())
+        else:
+            self._dispatcher.offer(entries)
+
+    def _deliver_from_lane(self, entries: Sequence[Entry]) -> None:
+        self._deliver(entries)
+        if self._tasks is not None and self._reader.asked > self._dispatcher.room():
+            self._tasks.start_soon(self._guard, self._reader.reconsider)
+
+    async def _wait_for_room(self) -> None:
+        """The lane goes before the stream, or a full stream would starve it."""
+        await self._dispatcher.wait_for_room()
+        await self._promoter.served()
+
+    def _failed(self, entry: Entry, failure: Failure) -> None:
+        self._reporter.report(self._invoker.message(entry), failure)
+
+    async def _work(self) -> None:
+        try:
+            with self._crew:
+                async with create_task_group() as workers:
+                    for _ in range(self._config.concurrency):
+                        workers.start_soon(self._dispatcher.work)
+        finally:
+            self._crew_ended.set()
+
+    async def _guard(self, task: Callable[[], Awaitable[None]]) -> None:
+        """Let no task take the others down: what it cannot mend ends the consumer in order."""
+        try:
+            await task()
+        except Exception as error:  # noqa: BLE001 -- told to whoever waits for the consumer
+            self._fail(error)
+
+    # -- the group -----------------------------------------------------------------------------
+
+    async def _open_group(self) -> Generation:
+        return await self._stream.open_group(
+            self._group,
+            latest=self._config.start == "latest",
+            rules=self._channel.rules,
+        )
+
+    async def _mend(self) -> None:
+        """Make the group again; raises when it was deleted on purpose."""
+        name = self._stream.keys.name
+        if self._generation is not None and await self._stream.was_deleted(
+            self._generation
+        ):
+            msg = (
+                f"queue {name!r} or its group {self._group!r} was deleted while it was "
+                "consumed"
+            )
+            raise QueueDeletedError(msg)
+        self._generation = await self._open_group()
+        logger.warning("group %s of %s was gone: made again", self._group, name)
+
+
+def _dispatcher(
+    config: ConsumerConfig,
+    *,
+    portion: int,
+    run: Callable[[list[Entry]], Awaitable[None]],
+) -> Dispatcher:
+    ahead = config.max_read_ahead if config.count is None else config.count
+    at_once = config.count or max(config.max_read_ahead, config.concurrency)
+    return Dispatcher(
+        concurrency=config.concurrency,
+        portion=portion,
+        run=run,
+        read_ahead=ReadAhead(
+            slots=config.concurrency, most=ahead, most_bytes=config.max_read_ahead_bytes
+        ),
+        most_at_once=at_once,
+    )
