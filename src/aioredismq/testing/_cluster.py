@@ -52,7 +52,7 @@ class ClusterNodes:
             *("--cluster-node-timeout", str(round(node_timeout * 1000))),
             *("--repl-diskless-sync-delay", "0"),
         ]
-        self.nodes = tuple(
+        self.nodes: tuple[RedisServer, ...] = tuple(
             RedisServer(path, args=[*options, *args])
             for _ in range(masters * (1 + replicas))
         )

@@ -69,7 +69,7 @@ class SentinelSet:
             down_after: Seconds of silence after which a Sentinel takes the master for down.
             args: More options for the master and the replicas.
         """
-        self.service = service
+        self.service: str = service
         """The name under which the Sentinels know the master."""
         self.sentinels: tuple[RedisServer, ...] = ()
         """The Sentinels, once started."""
