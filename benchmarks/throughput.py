@@ -347,6 +347,7 @@ def report(samples: dict[str, list[Sample]], options: ThroughputOptions) -> Repo
             "per second",
             "min … max",
             "client µs",
+            "server µs",
             "divided by",
             "ratio",
             "min … max",
