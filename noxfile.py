@@ -9,7 +9,6 @@ import nox
 
 nox.needs_version = ">=2025.5"
 nox.options.sessions = ["lint", "typing", "tests", "servers", "coverage"]
-nox.options.default_venv_backend = "virtualenv"
 nox.options.error_on_missing_interpreters = False
 
 PROJECT = nox.project.load_toml("pyproject.toml")

@@ -15,7 +15,7 @@ import pytest
 from redis.asyncio import Redis
 
 from aioredismq.testing import ClusterNodes, RedisServer, SentinelSet, find_servers
-from tests.support import Deployment
+from tests.support import Deployment, choose_servers
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
@@ -47,34 +47,17 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Refuse a server that was asked for and is not there: skipping would look like success."""
-    config.stash[_servers] = _choose(config.getoption("--servers"))
-
-
-def _choose(asked: str | None) -> dict[str, Path | None]:
-    """Find the servers to run on, by name; None as path means it is not ours to start."""
+    """Choose the servers; None as a program means that it is not ours to start."""
+    asked = config.getoption("--servers")
     if os.environ.get(_EXTERNAL):
         if asked:
             raise pytest.UsageError(f"give --servers or {_EXTERNAL}, not both")
-        return {_EXTERNAL: None}
-    found = find_servers()
-    if asked == "all" and found:
-        return dict(found)
-    if asked is None:
-        first = next(iter(found), None)
-        # With no server at all, the rules can still be tested; a test that needs one says so.
-        return {"no server": None} if first is None else {first: found[first]}
-    chosen: dict[str, Path | None] = {}
-    for name in asked.split(","):
-        fitting = {
-            known: path for known, path in found.items() if known.startswith(name)
-        }
-        if not fitting:
-            raise pytest.UsageError(
-                f"no server {name!r} found; there are: {', '.join(found) or 'none'}"
-            )
-        chosen |= fitting
-    return chosen
+        config.stash[_servers] = {_EXTERNAL: None}
+        return
+    try:
+        config.stash[_servers] = choose_servers(asked, find_servers())
+    except ValueError as error:
+        raise pytest.UsageError(str(error)) from None
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

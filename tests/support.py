@@ -14,6 +14,7 @@ from redis.asyncio.sentinel import Sentinel
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
+    from pathlib import Path
 
 Client: TypeAlias = "Redis | RedisCluster"
 
@@ -63,3 +64,36 @@ async def eventually(
             what = inspect.getsource(is_true).strip()
             raise AssertionError(f"not true after {limit:g} s: {what}")
         await anyio.sleep(0.005)
+
+
+def choose_servers(asked: str | None, found: dict[str, Path]) -> dict[str, Path | None]:
+    """Say which of the servers found the suite runs on.
+
+    Args:
+        asked: `all`, beginnings of names with commas between, or None for the first.
+        found: Programs by name, the preferred one in front.
+
+    Returns:
+        Programs by name. Where there is none at all and none was asked for, a None stands in:
+        the rules can still be tested, and each test that needs a server says what to install.
+
+    Raises:
+        ValueError: A server that was asked for is not there: to skip would look like success.
+    """
+    if asked is None:
+        return dict([*found.items(), ("no server", None)][:1])
+    if asked == "all":
+        asked = ",".join(found)
+    chosen: dict[str, Path | None] = {}
+    for name in asked.split(","):
+        fitting = {
+            known: path
+            for known, path in found.items()
+            if name and known.startswith(name)
+        }
+        if not fitting:
+            raise ValueError(
+                f"no server {name!r} found; there are: {', '.join(found) or 'none'}"
+            )
+        chosen |= fitting
+    return chosen

@@ -26,8 +26,7 @@ def sleeper() -> Iterator[subprocess.Popen[bytes]]:
 
 def abandon(reaper: Reaper, watched: subprocess.Popen[bytes]) -> int | None:
     """Do what the end of this process would do; return how the watched process ended, if so."""
-    assert reaper._shell.stdin is not None
-    reaper._shell.stdin.close()
+    reaper._pipe.close()
     while reaper._shell.poll() is None:
         with suppress(subprocess.TimeoutExpired):
             watched.wait(0.01)  # its new parent would take note of its end, too

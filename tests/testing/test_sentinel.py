@@ -47,6 +47,8 @@ def test_a_planned_failover_makes_the_replica_the_master(
         after = watched.master
         assert after is not before
         assert after.command("GET", "key") == "kept"
+        watched.sentinels[0].restart()
+        assert watched.master is after, "a Sentinel forgot what it knew"
 
 
 def test_a_set_that_does_not_come_up_leaves_nothing_behind(

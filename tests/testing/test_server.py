@@ -261,6 +261,32 @@ def test_a_program_that_never_answers_is_given_up(
     assert not server.is_running
 
 
+def test_a_server_that_takes_too_long_to_end_is_killed(
+    monkeypatch: pytest.MonkeyPatch, own_server: RedisServer
+) -> None:
+    """Stopping has an end, too."""
+    monkeypatch.setattr(_server, "_STOP_LIMIT", 0.0)
+
+    own_server.restart()
+
+    assert own_server.command("PING") == "PONG"
+
+
+def test_a_server_whose_process_is_not_on_this_machine_is_not_ours(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A forwarded port can lead anywhere."""
+
+    def nobody(_pid: int) -> int:
+        raise ProcessLookupError
+
+    monkeypatch.setattr(_server, "_START_LIMIT", 0.2)
+    monkeypatch.setattr(os, "getsid", nobody)
+
+    with pytest.raises(ServerStartError, match="did not answer"):
+        RedisServer().start()
+
+
 def test_a_wrapper_that_stays_in_front_of_the_server_is_no_hindrance(
     server: RedisServer, tmp_path: Path
 ) -> None:
@@ -340,6 +366,18 @@ def test_a_condition_that_never_holds_is_named() -> None:
     """So that whoever reads the failure knows what was waited for."""
     with pytest.raises(ServerStartError, match="in vain for the moon"):
         _server.wait_until("the moon", lambda: False, limit=0.01)
+
+
+def test_a_server_that_does_not_answer_yet_is_waited_for() -> None:
+    """An error while waiting is no answer."""
+    answers = iter([redis.ConnectionError("not yet"), redis.TimeoutError("not yet")])
+
+    def is_there() -> bool:
+        for error in answers:
+            raise error
+        return True
+
+    _server.wait_until("an answer", is_there)
 
 
 def test_a_server_started_in_a_thread_outlives_the_thread(

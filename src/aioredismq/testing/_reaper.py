@@ -55,6 +55,8 @@ class Reaper:
             stderr=subprocess.DEVNULL,
             start_new_session=True,  # a Ctrl-C in the terminal is not for it
         )
+        assert self._shell.stdin is not None
+        self._pipe = self._shell.stdin
 
     def watch(self, process_group: int) -> None:
         """Name the process group to end; the last one named counts."""
@@ -67,14 +69,12 @@ class Reaper:
     def dismiss(self) -> None:
         """Let the shell go; it ends and removes nothing any more."""
         self._tell("dismissed")
-        if self._shell.stdin is not None:
-            with suppress(BrokenPipeError):
-                self._shell.stdin.close()
+        with suppress(BrokenPipeError):
+            self._pipe.close()
         self._shell.wait()
 
     def _tell(self, line: str) -> None:
         """Write one line; a shell that is gone has nothing left to do."""
-        if self._shell.stdin is not None:
-            with suppress(BrokenPipeError):
-                self._shell.stdin.write(f"{line}\n".encode())
-                self._shell.stdin.flush()
+        with suppress(BrokenPipeError):
+            self._pipe.write(f"{line}\n".encode())
+            self._pipe.flush()

@@ -250,27 +250,28 @@ class RedisServer:
                 raise ServerStartError(
                     f"cannot start {path}: {error.strerror}"
                 ) from error
-        if self._reaper is not None:
-            self._reaper.watch(self._process.pid)
+        assert self._reaper is not None  # made together with the directory
+        self._reaper.watch(self._process.pid)
         return self._is_up(path, self._process, seen)
 
     def _prepare_directory(self) -> None:
-        """Make the directory, and have somebody to remove it should we be killed."""
-        if self._directory is None:
-            own = self._given_directory is None
-            if self._given_directory is None:
-                self._directory = Path(tempfile.mkdtemp(prefix="aioredismq-"))
-            else:
-                self._directory = self._given_directory.resolve()
-                self._directory.mkdir(parents=True, exist_ok=True)
-            self._reaper = Reaper(self._directory if own else None)
+        """Make the directory, and have somebody to clean up should we be killed."""
+        if self._directory is not None:
+            return
+        if self._given_directory is None:
+            self._directory = Path(tempfile.mkdtemp(prefix="aioredismq-"))
+            self._reaper = Reaper(self._directory)
+        else:
+            self._directory = self._given_directory.resolve()
+            self._directory.mkdir(parents=True, exist_ok=True)
+            self._reaper = Reaper(None)
 
     def _is_up(self, path: Path, process: subprocess.Popen[bytes], seen: int) -> bool:
         """Wait until it answers; False when its port is taken and may be chosen anew."""
         end = time.monotonic() + _START_LIMIT
         while not self._answers(process.pid):
             if process.poll() is not None:
-                self._forget(process)
+                self._forget()
                 said = self._log(since=seen)
                 if self._is_port_free_to_choose and "Address already in use" in said:
                     return False
@@ -326,14 +327,13 @@ class RedisServer:
         except subprocess.TimeoutExpired:
             self._signal(signal.SIGKILL)
             process.wait()
-        self._forget(process)
+        self._forget()
 
-    def _forget(self, process: subprocess.Popen[bytes]) -> None:
+    def _forget(self) -> None:
         """Note that the process has ended."""
-        if self._process is process:
-            self._process = None
-        if self._reaper is not None:
-            self._reaper.forget()
+        self._process = None
+        assert self._reaper is not None  # made before the process
+        self._reaper.forget()
 
     def _signal(self, number: signal.Signals) -> None:
         """Send a signal to the server and whatever it has started; not to one that has ended."""
