@@ -12,11 +12,13 @@ from ._dispatcher import Dispatcher
 from ._errors import QueueDeletedError
 from ._held import Held
 from ._invoker import Invoker
+from ._lease import Lease
 from ._outcome import Release
 from ._promoter import Promoter
 from ._puller import Puller
 from ._read_ahead import ReadAhead
 from ._reader import LONGEST_BLOCK, Reader
+from ._recoverer import Recoverer
 from ._reporter import Reporter
 from ._settler import Settler
 
@@ -29,10 +31,13 @@ if TYPE_CHECKING:
     from ._config import ConsumerConfig
     from ._handler import Binding
     from ._message import Entry
-    from ._outcome import Failure
+    from ._outcome import Failure, Outcome
     from ._stream import Generation, Stream
 
 logger = logging.getLogger("aioredismq")
+
+# Seconds a suspect runs before anything else starts.
+_ALONE = 2.0
 
 
 class Assembly:
@@ -78,6 +83,14 @@ class Assembly:
             failed=self._failed,
             fatal=fail,
         )
+        self._lease = Lease(
+            stream,
+            group=group,
+            consumer=consumer,
+            held=self.held,
+            visibility_timeout=config.visibility_timeout,
+            lost=self._lease_lost,
+        )
         self._invoker = invoker = Invoker(
             binding,
             config,
@@ -86,6 +99,7 @@ class Assembly:
             original=channel.config.wire == "original",
             ack=settler.ack,
             settle=settler.settle,
+            leases=self._lease,
         )
         self.puller = (
             Puller(make=invoker.message, decide=invoker.decide, settle=settler.settle)
@@ -119,6 +133,18 @@ class Assembly:
             held=lambda entry_id: self.held.has(entry_id, in_lane=False),
             mend=self._mend,
         )
+        self._recoverer = Recoverer(
+            stream,
+            group=group,
+            consumer=consumer,
+            visibility_timeout=config.visibility_timeout,
+            max_crashes=config.max_crashes,
+            may_claim=self._lease.may_claim,
+            free=lambda: self._dispatcher.has_free_worker,
+            run_suspect=self._run_suspect,
+            settle=self._settle_recovered,
+            mend=self._mend,
+        )
         self._crew = CancelScope()
         self._crew_ended = asyncio.Event()
         self._tasks: TaskGroup | None = None
@@ -137,8 +163,10 @@ class Assembly:
             self._settler.run,
             self._reporter.run,
             self._work,
+            self._lease.run,
             self._promoter.run,
             self._reader.run,
+            self._recoverer.run,
         ):
             tasks.start_soon(self._guard, run)
         self._channel.connection.bell.add(self._stream.keys.bell, self._promoter.ring)
@@ -170,12 +198,14 @@ class Assembly:
     def close(self) -> None:
         """Listen to nobody any more."""
         self._settler.close()
+        self._lease.close()
         if self._tasks is not None:
             self._channel.connection.bell.remove(
                 self._stream.keys.bell, self._promoter.ring
             )
 
     def _stop_intake(self) -> None:
+        self._recoverer.stop()
         self._promoter.stop()
         self._reader.request_stop()
         for entry in self._dispatcher.close():
@@ -197,6 +227,22 @@ class Assembly:
         self._deliver(entries)
         if self._tasks is not None and self._reader.asked > self._dispatcher.room():
             self._tasks.start_soon(self._guard, self._reader.reconsider)
+
+    async def _run_suspect(self, entry: Entry) -> bool:
+        self.held.add([entry])
+        if self._dispatcher.is_closed:
+            self._settler.settle(entry, Release())
+            return True
+        return await self._dispatcher.run_suspect(
+            entry, alone=_ALONE, longest=self._config.visibility_timeout
+        )
+
+    def _settle_recovered(self, entry: Entry, outcome: Outcome) -> None:
+        self.held.add([entry])
+        self._settler.settle(entry, outcome)
+
+    def _lease_lost(self, entry_id: bytes, in_lane: bool) -> None:
+        self._invoker.lease_lost(entry_id, in_lane)
 
     async def _wait_for_room(self) -> None:
         """The lane goes before the stream, or a full stream would starve it."""
@@ -224,10 +270,11 @@ class Assembly:
 
     # -- the group -----------------------------------------------------------------------------
 
-    async def _open_group(self) -> Generation:
+    async def _open_group(self, *, again: bool = False) -> Generation:
         return await self._stream.open_group(
             self._group,
             latest=self._config.start == "latest",
+            again=again,
             rules=self._channel.rules,
         )
 
@@ -241,8 +288,8 @@ class Assembly:
                 f"queue {name!r} or its group {self._group!r} was deleted while it was "
                 "consumed"
             )
-            raise QueueDeletedError(msg)
-        self._generation = await self._open_group()
+            raise QueueDeletedError(msg) from None
+        self._generation = await self._open_group(again=True)
         logger.warning("group %s of %s was gone: made again", self._group, name)
 
 

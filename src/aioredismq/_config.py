@@ -111,6 +111,9 @@ class ProducerConfig:
         _callable_or_none(self, "dumps")
 
 
+# Below it a renewal that is late by a collection of garbage would lose the lease.
+_LEAST_VISIBILITY = 0.5
+
 # One script call holds the server for its whole length: 1000 entries are about 1.5 ms.
 MOST_IN_ONE_SCRIPT = 1000
 
@@ -134,6 +137,15 @@ class ConsumerConfig:
     """Messages a batch handler gets at most. It never waits for a batch to fill."""
     handler_timeout: float | None = None
     """Seconds after which a handler is cancelled and its attempt has failed. None: never."""
+    visibility_timeout: float = 30.0
+    """Seconds without a renewed lease after which another consumer may take a message over. Held
+    messages are renewed every third of it: it bounds how long a crash goes unnoticed, not how
+    long a handler may take."""
+    on_lost_lease: Literal["continue", "cancel"] = "continue"
+    """What becomes of a handler whose message was taken over meanwhile. Either way only its
+    acknowledgement still counts."""
+    max_crashes: int = 3
+    """Processes that may end while a message is their marked suspect before it is dead."""
     max_attempts: int = 5
     """Times a handler is tried before the message has failed for good."""
     retry: RetryPolicy = field(default_factory=ExponentialBackoff)
@@ -172,6 +184,14 @@ class ConsumerConfig:
         _at_least(self, "batch_size", 1, kind=int)
         if self.handler_timeout is not None:
             _above_zero(self, "handler_timeout")
+        if not self.visibility_timeout >= _LEAST_VISIBILITY:
+            msg = (
+                f"visibility_timeout must be at least {_LEAST_VISIBILITY:g} seconds, "
+                f"got {self.visibility_timeout!r}"
+            )
+            raise ConfigurationError(msg)
+        _one_of(self, "on_lost_lease", ("continue", "cancel"))
+        _at_least(self, "max_crashes", 1, kind=int)
         _at_least(self, "max_attempts", 1, kind=int)
         if not callable(getattr(self.retry, "delay", None)):
             msg = f"retry must have a method delay(attempt, error), got {self.retry!r}"
@@ -200,6 +220,9 @@ class ConsumerOptions(TypedDict, total=False):
     count: int | None
     batch_size: int
     handler_timeout: float | None
+    visibility_timeout: float
+    on_lost_lease: Literal["continue", "cancel"]
+    max_crashes: int
     max_attempts: int
     retry: RetryPolicy
     failover: bool

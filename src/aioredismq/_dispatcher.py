@@ -7,6 +7,8 @@ import time
 from collections import deque
 from typing import TYPE_CHECKING
 
+from anyio import move_on_after
+
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
 
@@ -53,6 +55,10 @@ class Dispatcher:
         self._idle: deque[asyncio.Future[None]] = deque()
         self._running = 0
         self._waking = False
+        self._suspect: Entry | None = None
+        self._suspect_running: Entry | None = None
+        self._suspect_ended = asyncio.Event()
+        self._holding = False
         self._closed = False
         self._room_again = asyncio.Event()
         self._ended = asyncio.Event()
@@ -106,9 +112,48 @@ class Dispatcher:
         self._closed = True
         unstarted = list(self._entries)
         self._entries.clear()
+        if self._suspect is not None:
+            unstarted.append(self._suspect)
+            self._suspect = None
+            self._suspect_ended.set()
         self._room_again.set()
         self._look_for_end()
         return unstarted
+
+    @property
+    def has_free_worker(self) -> bool:
+        """Whether an entry would start now."""
+        return not self._closed and self._running < self._concurrency
+
+    async def run_suspect(self, entry: Entry, *, alone: float, longest: float) -> bool:
+        """Run an entry its former process may have died of, and return when the next may start.
+
+        Nothing else starts in its first `alone` seconds: what kills, kills at once, and then
+        nothing else should be under way that has just begun. What runs already goes on.
+
+        Args:
+            entry: The suspect. It goes before everything that waits.
+            alone: Seconds.
+            longest: Seconds after which the next suspect may start although this one has not
+                ended.
+
+        Returns:
+            Whether it has ended.
+        """
+        self._suspect = entry
+        self._suspect_ended.clear()
+        self._holding = True
+        try:
+            self._wake_one()
+            with move_on_after(alone):
+                await self._suspect_ended.wait()
+        finally:
+            self._holding = False
+        if self._entries:
+            self._wake_one()
+        with move_on_after(max(0.0, longest - alone)):
+            await self._suspect_ended.wait()
+        return self._suspect_ended.is_set()
 
     async def finished(self) -> None:
         """Return when the intake is closed and every handler has ended."""
@@ -120,7 +165,7 @@ class Dispatcher:
         """Be one worker, until cancelled."""
         since_turn = 0
         while True:
-            if not self._entries:
+            if not self._has_work():
                 since_turn = 0
                 await self._wait_for_work()
             portion = self._take()
@@ -131,14 +176,14 @@ class Dispatcher:
             try:
                 await self._run(portion)
             finally:
-                self._end(len(portion), time.perf_counter() - begun)
+                self._end(portion, time.perf_counter() - begun)
             since_turn += 1
             if since_turn >= _TURN:
                 since_turn = 0
                 await asyncio.sleep(0)
 
     async def _wait_for_work(self) -> None:
-        while not self._entries:
+        while not self._has_work():
             future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
             self._idle.append(future)
             try:
@@ -146,16 +191,26 @@ class Dispatcher:
             finally:
                 self._waking = False
 
-    def _end(self, count: int, seconds: float) -> None:
+    def _has_work(self) -> bool:
+        return self._suspect is not None or (bool(self._entries) and not self._holding)
+
+    def _end(self, portion: list[Entry], seconds: float) -> None:
         self._running -= 1
-        self.handled += count
-        self._read_ahead.ended(seconds, count)
+        self.handled += len(portion)
+        self._read_ahead.ended(seconds, len(portion))
+        if portion[0] is self._suspect_running:
+            self._suspect_running = None
+            self._suspect_ended.set()
         if self._closed:
             self._look_for_end()
         elif not self._room_again.is_set():
             self._room_again.set()
 
     def _take(self) -> list[Entry]:
+        if self._suspect is not None:
+            entry = self._suspect_running = self._suspect
+            self._suspect = None
+            return [entry]
         if self._portion == 1:
             return [self._entries.popleft()]
         count = min(self._portion, len(self._entries))

@@ -29,6 +29,8 @@ What a handler raises to steer (`RetryMessage`, `RejectMessage`) is not under th
 
 from __future__ import annotations
 
+import math
+import re
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -215,9 +217,9 @@ class RetryMessage(Exception):  # noqa: N818 -- a signal, not a failure of this 
     """
 
     def __init__(self, detail: str = "", *, delay: float | None = None) -> None:
-        """Refuse a negative delay."""
-        if delay is not None and not delay >= 0:
-            msg = f"delay must be 0 seconds or more, got {delay!r}"
+        """Refuse a delay that cannot be waited."""
+        if delay is not None and not is_finite(delay, least=0):
+            msg = f"delay must be 0 seconds or more, and finite, got {delay!r}"
             raise ConfigurationError(msg)
         super().__init__(detail)
         self.detail = detail
@@ -235,6 +237,12 @@ class RejectMessage(Exception):  # noqa: N818 -- a signal, not a failure of this
         """Keep the words."""
         super().__init__(detail)
         self.detail = detail
+
+
+def is_finite(value: object, *, least: float) -> bool:
+    """Say whether this is a number that can be reckoned with, and not below `least`."""
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    return is_number and least <= value < math.inf
 
 
 _BY_CODE: dict[str, type[ServerError]] = {
@@ -257,18 +265,21 @@ _BY_CODE: dict[str, type[ServerError]] = {
 }
 
 
+# 6.2: "ERR Error running script (call to f_…): @user_script:12: @user_script: 12: -OOM command …"
+# 7.0: "ERR user_script:3: WRONGTYPE Operation … script: …, on @user_script:3."
+_PLACE = re.compile(
+    r"^ERR (?:Error running script \(call to \w+\): )?(?:@?user_script: ?\d+: )+"
+)
+
+
 def server_error(text: str) -> ServerError:
     """Make the error for an error reply of Redis, by its first word.
 
-    An error inside a script is reported by 7.0+ with the script's name behind the words, and by
-    6.2 with `ERR Error running script …` in front of them; both are looked through.
+    An error inside a script is reported by 6.2 with `ERR Error running script …` and the place in
+    front of its words, by 7.0+ with the script's name behind them, and one that a script raises
+    again has the place in front once more; all are looked through.
     """
-    if "running script" in text:
-        # 6.2: "ERR Error running script (call to f_…): @user_script:12: OOM command not …"
-        # 7.0: "WRONGTYPE Operation … script: …, on @user_script:3."
-        text = text.rsplit("@user_script:", 1)[-1].split(": ", 1)[-1]
-    elif text.startswith("ERR user_script:"):
-        text = text.split(": ", 1)[-1]
+    text = _PLACE.sub("", text, count=1)
     code = text.split(" ", 1)[0]
     if code.startswith("-"):  # 6.2 keeps the dash of a nested reply
         code = code[1:]

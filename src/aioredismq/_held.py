@@ -1,7 +1,8 @@
-"""What this consumer holds: read and not settled, running or waiting."""
+"""What this consumer holds: read and not settled, running or waiting; and since when."""
 
 from __future__ import annotations
 
+import time
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -11,30 +12,57 @@ if TYPE_CHECKING:
 
 
 class Held:
-    """The ids of held entries, of the stream and of the group's lane."""
+    """The ids of held entries, of the stream and of the group's lane, and when each was renewed.
+
+    Times are seconds of this process's monotonic clock.
+    """
 
     __slots__ = ("_lane", "_stream")
 
     def __init__(self) -> None:
         """Nothing is held."""
-        self._stream: set[bytes] = set()
-        self._lane: set[bytes] = set()
+        self._stream: dict[bytes, float] = {}
+        self._lane: dict[bytes, float] = {}
 
     def add(self, entries: Sequence[Entry]) -> None:
         """Hold entries of one read: all of one source."""
         if entries:
-            self._of(in_lane=entries[0].in_lane).update(entry.id for entry in entries)
+            self._of(in_lane=entries[0].in_lane).update(
+                dict.fromkeys([entry.id for entry in entries], time.monotonic())
+            )
+
+    def renewed(self, ids: Iterable[bytes], when: float, *, in_lane: bool) -> None:
+        """Note that leases were renewed; `when` is the time before the server was asked."""
+        held = self._of(in_lane=in_lane)
+        for entry_id in ids:
+            if entry_id in held:
+                held[entry_id] = when
 
     def drop(self, ids: Iterable[bytes], *, in_lane: bool) -> None:
         """Hold no more what was settled."""
-        self._of(in_lane=in_lane).difference_update(ids)
+        held = self._of(in_lane=in_lane)
+        for entry_id in ids:
+            held.pop(entry_id, None)
 
     def has(self, entry_id: bytes, *, in_lane: bool) -> bool:
         """Say whether an id is held."""
         return entry_id in self._of(in_lane=in_lane)
 
+    def renewed_at(self, entry_id: bytes, *, in_lane: bool) -> float | None:
+        """Say when a lease was renewed last; None when it is not held."""
+        return self._of(in_lane=in_lane).get(entry_id)
+
+    def ids(self, *, in_lane: bool) -> list[bytes]:
+        """List the held ids of one source, ascending."""
+        return sorted(self._of(in_lane=in_lane), key=_order)
+
     def __len__(self) -> int:
         return len(self._stream) + len(self._lane)
 
-    def _of(self, *, in_lane: bool) -> set[bytes]:
+    def _of(self, *, in_lane: bool) -> dict[bytes, float]:
         return self._lane if in_lane else self._stream
+
+
+def _order(entry_id: bytes) -> tuple[int, int]:
+    milliseconds, _, sequence = entry_id.partition(b"-")
+    return int(milliseconds), int(sequence)

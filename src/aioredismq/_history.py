@@ -11,7 +11,9 @@ if TYPE_CHECKING:
 # Reserved headers, as field names on the wire. All begin with `mq-`.
 _ID = b"mq-id"
 _ATTEMPT = b"mq-attempt"
+_CRASHES = b"mq-crashes"
 _DETAIL = b"mq-detail"
+EXPIRES = b"mq-expires"
 _GROUP = b"mq-group"
 _REASON = b"mq-reason"
 _ERROR_TYPE = b"mq-error-type"
@@ -19,8 +21,8 @@ _TRACEBACK = b"mq-traceback"
 
 
 def message_id(entry: Entry) -> str:
-    """The id `produce` returned: of an entry in the lane, the one it carries."""
-    if not entry.in_lane:
+    """The id `produce` returned: the one an entry carries, if it has moved since."""
+    if not entry.in_lane and len(entry.fields) == 2:
         return entry.id.decode()
     return (_carried(entry, _ID) or entry.id).decode("utf-8", "backslashreplace")
 
@@ -32,8 +34,12 @@ def attempts_made(entry: Entry) -> int:
     """
     if not entry.in_lane:
         return 0
-    text = _carried(entry, _ATTEMPT) or b"0"
-    return int(text) if text.isdigit() and len(text) < 10 else 0
+    return _number(entry, _ATTEMPT)
+
+
+def expires_at(entry: Entry) -> int | None:
+    """When the message is not to be handled any more, in ms of the server's clock."""
+    return _number(entry, EXPIRES) or None
 
 
 def handed_back(entry: Entry) -> list[bytes]:
@@ -68,6 +74,12 @@ def _with(entry: Entry, attempt: int, *more: tuple[bytes, bytes]) -> list[bytes]
             fields += entry.fields[at : at + 2]
     fields += (_ID, message_id(entry).encode("utf-8", "replace"))
     fields += (_ATTEMPT, b"%d" % attempt)
+    crashes = max(entry.crashes, _number(entry, _CRASHES))
+    if crashes:
+        fields += (_CRASHES, b"%d" % crashes)
+    expires = _carried(entry, EXPIRES)
+    if expires is not None:
+        fields += (EXPIRES, expires)
     for name, value in more:
         if value:
             fields += (name, value)
@@ -79,6 +91,11 @@ def _carried(entry: Entry, name: bytes) -> bytes | None:
         if entry.fields[at] == name:
             return entry.fields[at + 1]
     return None
+
+
+def _number(entry: Entry, name: bytes) -> int:
+    text = _carried(entry, name) or b"0"
+    return int(text) if text.isdigit() and len(text) < 16 else 0
 
 
 def _text(words: str) -> bytes:

@@ -6,7 +6,7 @@ import asyncio
 import logging
 from typing import TYPE_CHECKING, Any
 
-from anyio import CapacityLimiter
+from anyio import CancelScope, CapacityLimiter
 from anyio.to_thread import run_sync
 
 from . import _history as history
@@ -16,12 +16,12 @@ from ._message import Message
 from ._outcome import Ack, DeadLetter, Outcome, Release, decide
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Awaitable, Callable
 
     from ._codec import Envelope
     from ._config import ConsumerConfig
     from ._handler import Binding
-    from ._message import Entry
+    from ._message import Entry, Leases
 
 logger = logging.getLogger("aioredismq")
 
@@ -42,6 +42,7 @@ class Invoker:
         original: bool,
         ack: Callable[[Entry], None],
         settle: Callable[[Entry, Outcome], None],
+        leases: Leases,
     ) -> None:
         """Nothing runs yet.
 
@@ -53,17 +54,22 @@ class Invoker:
             original: Whether entries are the JavaScript library's.
             ack: Acknowledges an entry.
             settle: Does what an outcome says with an entry.
+            leases: Knows how long an entry is still this consumer's.
         """
         self._binding = binding
         self._config = config
         self._queue = queue
         self._group = group
-        self._original = original
         self._open: Callable[[list[bytes]], Envelope] = (
             open_original if original else open_envelope
         )
         self._ack = ack
         self._settle = settle
+        self._leases = leases
+        # Kept only where a lost lease cancels: it costs some microseconds a message.
+        self._running: dict[Entry, CancelScope] | None = (
+            {} if config.on_lost_lease == "cancel" else None
+        )
         self._decode = binding.decode
         self._by_content = decoder(None, config.loads)
         # A limiter of its own, as wide as the consumer: other threads of the application neither
@@ -71,7 +77,10 @@ class Invoker:
         self._threads = (
             None if binding.is_async else CapacityLimiter(config.concurrency)
         )
+        self.run: Callable[[list[Entry]], Awaitable[None]]
         self.run = self._run_batch if binding.is_batch else self._run_one
+        if original:
+            self.run = self._without_markers(self.run)
 
     def message(
         self, entry: Entry, settle: Callable[[BaseException | None], None] | None = None
@@ -89,15 +98,37 @@ class Invoker:
             group=self._group,
             decode=lambda: decode(envelope),
             settle=settle,
+            entry=entry,
+            leases=self._leases,
         )
+
+    def lease_lost(self, entry_id: bytes, in_lane: bool) -> None:
+        """Cancel the handler of an entry that is somebody else's now, if it is to be."""
+        for entry, scope in (self._running or {}).items():
+            if entry.id == entry_id and entry.in_lane is in_lane:
+                scope.cancel()
+
+    def _without_markers(
+        self, run: Callable[[list[Entry]], Awaitable[None]]
+    ) -> Callable[[list[Entry]], Awaitable[None]]:
+        """Skip the entry with which the JavaScript library makes a stream: it is no message."""
+
+        async def run_others(portion: list[Entry]) -> None:
+            others = []
+            for entry in portion:
+                if is_original_marker(entry.fields):
+                    self._ack(entry)
+                else:
+                    others.append(entry)
+            if others:
+                await run(others)
+
+        return run_others
 
     # -- one entry -----------------------------------------------------------------------------
 
     async def _run_one(self, portion: list[Entry]) -> None:
         entry = portion[0]
-        if self._original and is_original_marker(entry.fields):
-            self._ack(entry)
-            return
         binding = self._binding
         by_hand: list[BaseException | None] = []
         outcome: Outcome = Release()  # what is cut off is handed back
@@ -108,8 +139,11 @@ class Invoker:
             body = (
                 self._decode(self._open(entry.fields)) if binding.wants_body else None
             )
-            await self._call(body, message)
-            outcome = Ack()
+            if self._running is None:
+                await self._call(body, message)
+                outcome = Ack()
+            elif await self._call_unless_lost(entry, body, message):
+                outcome = Ack()
         except asyncio.CancelledError as error:
             # Cancelled from outside: handed back. A handler may also end with a cancellation of
             # its own making (a task it awaited was cancelled): that is a failure like any other,
@@ -129,22 +163,34 @@ class Invoker:
             else:
                 self._settle(entry, outcome)
 
+    async def _call_unless_lost(
+        self,
+        entry: Entry,
+        body: Any,
+        message: Message | None,
+    ) -> bool:
+        """Call the handler; False when it was cancelled because the lease was lost."""
+        running = self._running if self._running is not None else {}
+        with CancelScope() as scope:
+            running[entry] = scope
+            try:
+                await self._call(body, message)
+            finally:
+                del running[entry]
+        return not scope.cancelled_caught
+
     # -- a batch -------------------------------------------------------------------------------
 
     async def _run_batch(self, portion: list[Entry]) -> None:
         messages: list[Message] = []
         unsettled: dict[int, Entry] = {}
         for entry in portion:
-            if self._original and is_original_marker(entry.fields):
-                self._ack(entry)
-                continue
             unsettled[len(messages)] = entry
             settle = self._settler_of(len(messages), unsettled)
             messages.append(self.message(entry, settle))
         failure: BaseException | None = _CUT_OFF
         try:
-            if messages:
-                await self._call(messages, None)
+            await self._call(messages, None)
             failure = None
         except asyncio.CancelledError as error:
             if _is_cancelled_from_outside():

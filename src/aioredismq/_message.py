@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from ._errors import DecodeError, MessageQueueError, RejectMessage, RetryMessage
 
@@ -19,13 +19,19 @@ class Entry:
     frozen one costs three times as much.
     """
 
-    __slots__ = ("fields", "id", "in_lane")
+    __slots__ = ("crashes", "fields", "id", "in_lane")
 
-    def __init__(self, entry_id: bytes, fields: list[bytes], *, in_lane: bool) -> None:
-        """Take over the raw reply: `fields` is flat (name, value, name, value, …)."""
+    def __init__(
+        self, entry_id: bytes, fields: list[bytes], *, in_lane: bool, crashes: int = 0
+    ) -> None:
+        """Take over the raw reply: `fields` is flat (name, value, name, value, …).
+
+        `crashes` counts the processes that ended while this was their marked suspect.
+        """
         self.id = entry_id
         self.fields = fields
         self.in_lane = in_lane
+        self.crashes = crashes
 
     def __repr__(self) -> str:
         return f"Entry({self.id!r}, {self.fields!r}, in_lane={self.in_lane})"
@@ -46,6 +52,18 @@ class Record:
     body: object
     headers: Mapping[str, str]
     fields: Mapping[bytes, bytes] = field(repr=False)
+
+
+class Leases(Protocol):
+    """What a message asks about its lease: of its consumer, or of a test's own."""
+
+    def remaining(self, entry: Entry) -> float:
+        """Seconds the lease of an entry lasts; 0 when it is lost."""
+        ...
+
+    async def extend(self, entry: Entry) -> bool:
+        """Renew the lease of an entry now; False when it is lost."""
+        ...
 
 
 class Message:
@@ -69,6 +87,8 @@ class Message:
     __slots__ = (
         "_body",
         "_decode",
+        "_entry",
+        "_leases",
         "_settle",
         "attempt",
         "broken",
@@ -92,6 +112,8 @@ class Message:
         group: str,
         decode: Callable[[], object],
         settle: Callable[[BaseException | None], None] | None = None,
+        entry: Entry | None = None,
+        leases: Leases | None = None,
     ) -> None:
         """Made by the consumer."""
         self.id = id
@@ -105,6 +127,32 @@ class Message:
         self._body: Any = _UNREAD
         self._decode = decode
         self._settle = settle
+        self._entry = entry
+        self._leases = leases
+
+    @property
+    def lease_remaining(self) -> float:
+        """Seconds this consumer's lease lasts if it is not renewed again; 0 when it is lost.
+
+        It is renewed by itself every third of `visibility_timeout`, while the event loop runs.
+        """
+        if self._leases is None or self._entry is None:
+            return 0.0
+        return self._leases.remaining(self._entry)
+
+    async def extend(self) -> bool:
+        """Renew the lease now, for a full `visibility_timeout`, before work that blocks the loop.
+
+        Returns:
+            Whether the message is still this consumer's. If not, somebody else may be handling
+            it, and only its acknowledgement still counts.
+
+        Raises:
+            ServerError: Redis is away; the lease lasts as long as it did.
+        """
+        if self._leases is None or self._entry is None:
+            return False
+        return await self._leases.extend(self._entry)
 
     @property
     def body(self) -> Any:

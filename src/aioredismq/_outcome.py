@@ -11,7 +11,7 @@ from ._errors import DecodeError, RejectMessage, RetryMessage
 if TYPE_CHECKING:
     from ._retry import RetryPolicy
 
-Reason: TypeAlias = Literal["rejected", "attempts", "decode"]
+Reason: TypeAlias = Literal["rejected", "attempts", "crashed", "decode", "expired"]
 
 # A dead letter is read by people: the innermost frames say where it broke. A recursion error's
 # whole traceback would be larger than most bodies.
@@ -24,8 +24,9 @@ class Failure:
     """Why a message failed for good.
 
     Attributes:
-        reason: `rejected` (the handler said so), `attempts` (it failed too often) or `decode`
-            (the entry is not what the handler asks for).
+        reason: `rejected` (the handler said so), `attempts` (it failed too often), `crashed`
+            (processes died of it), `decode` (the entry is not what the handler asks for) or
+            `expired` (it was not handled in time).
         detail: The words.
         error: What was raised.
     """

@@ -109,9 +109,9 @@ class Reader:
             while not self._stopping:
                 try:
                     await self._open()
-                    following = pauses()
                     while not self._stopping:
                         await self._read()
+                        following = pauses()
                 except FATAL:
                     raise
                 except (ConnectionLostError, ServerNotReadyError) as error:

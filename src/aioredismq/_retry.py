@@ -6,7 +6,7 @@ import random
 from dataclasses import dataclass
 from typing import Protocol
 
-from ._errors import ConfigurationError
+from ._errors import ConfigurationError, is_finite
 
 
 class RetryPolicy(Protocol):
@@ -43,13 +43,12 @@ class ExponentialBackoff:
 
     def __post_init__(self) -> None:
         """Refuse what cannot be waited."""
-        if not self.initial >= 0:
-            msg = f"initial must be 0 seconds or more, got {self.initial!r}"
-            raise ConfigurationError(msg)
-        if not self.multiplier >= 1:
-            msg = f"multiplier must be 1 or more, got {self.multiplier!r}"
-            raise ConfigurationError(msg)
-        if not self.maximum >= self.initial:
+        for name, least in (("initial", 0), ("multiplier", 1), ("maximum", 0)):
+            value = getattr(self, name)
+            if not is_finite(value, least=least):
+                msg = f"{name} must be {least} or more, and finite, got {value!r}"
+                raise ConfigurationError(msg)
+        if self.maximum < self.initial:
             msg = (
                 f"maximum must not be below initial ({self.initial!r} s), "
                 f"got {self.maximum!r}"
@@ -60,9 +59,10 @@ class ExponentialBackoff:
         """Seconds to wait after `attempt` has failed, whatever the error was."""
         del error
         try:
-            longest = self.initial * self.multiplier ** (attempt - 1)
+            # As floats: whole numbers would grow without end instead of overflowing.
+            longest = self.initial * float(self.multiplier) ** (attempt - 1)
         except OverflowError:
-            longest = self.maximum
+            longest = self.maximum if self.initial else 0.0
         longest = min(longest, self.maximum)
         return random.uniform(0, longest) if self.jitter else longest
 

@@ -27,6 +27,9 @@ _PAGE = 500
 _MOST_MOVED = 64
 _MOST_MOVED_BYTES = 1024 * 1024
 
+# Pending entries looked at in one call: about a third of a millisecond of the server's time.
+_RECOVER_PAGE = 500
+
 # Long enough for every live consumer to look (its slow pulse is seconds), short enough that
 # nothing is left of a queue that is gone.
 _TOMBSTONE_MS = 600_000
@@ -61,6 +64,19 @@ class Taken:
 
     entries: list[Entry]
     next_due: float | None
+    more: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Recovered:
+    """What one look at the pending entries has brought.
+
+    Attributes:
+        entry: Taken over, with its crashes; None when nothing abandoned was found.
+        more: Whether there is more to look at.
+    """
+
+    entry: Entry | None
     more: bool
 
 
@@ -102,13 +118,19 @@ class Stream:
     # -- queue and groups ----------------------------------------------------------------------
 
     async def open_group(
-        self, group: str | None, *, latest: bool = False, rules: Mapping[str, str]
+        self,
+        group: str | None,
+        *,
+        latest: bool = False,
+        again: bool = False,
+        rules: Mapping[str, str],
     ) -> Generation:
         """Make the stream and a group of it unless they are there.
 
         Args:
             group: None only agrees on the rules.
             latest: A new group sees only what is produced from now on.
+            again: The group was there and is gone: begin where it was, not where new ones do.
             rules: What all users of the queue must agree on.
 
         Raises:
@@ -119,7 +141,13 @@ class Stream:
         reply = await self._run(
             scripts.OPEN_GROUP,
             [self.keys.stream, self.keys.queue],
-            [group or "", "$" if latest else "0", secrets.token_hex(8), *flat],
+            [
+                group or "",
+                "$" if latest else "0",
+                secrets.token_hex(8),
+                int(again),
+                *flat,
+            ],
         )
         if reply[0] == b"mismatch":
             name, value = reply[1].decode(), reply[2].decode()
@@ -312,6 +340,91 @@ class Stream:
                 (at, bool(answer)) for at, answer in zip(part, reply, strict=True)
             )
         return [answers[at] for at in range(len(moves))]
+
+    # -- leases and recovery -------------------------------------------------------------------
+
+    async def renew(
+        self, group: str, consumer: str, ids: Sequence[bytes], *, in_lane: bool
+    ) -> list[bytes]:
+        """Renew the leases of held entries, as if they had just been delivered.
+
+        Args:
+            group: The group.
+            consumer: Who holds them.
+            ids: Their ids, ascending; a few hundred at most.
+            in_lane: Whether they came from the group's lane.
+
+        Returns:
+            Those that somebody else holds now, or nobody.
+        """
+        key = self.keys.lane(group) if in_lane else self.keys.stream
+        lost: list[bytes] = await self._run(
+            scripts.RENEW, [key], [group, consumer, *ids]
+        )
+        return lost
+
+    async def recover(
+        self,
+        group: str,
+        consumer: str,
+        *,
+        visibility_timeout: float,
+        take: bool,
+        running: Entry | None = None,
+    ) -> Recovered:
+        """Look at a bounded part of what is pending, and take one abandoned entry over.
+
+        Entries that were deleted are cleaned out on the way. A lost reply leaves the entry under
+        this consumer: it ages again and is found by the next.
+
+        Args:
+            group: The group.
+            consumer: Name under which the entry becomes pending.
+            visibility_timeout: Seconds without renewal after which an entry is abandoned; the
+                longest that a live consumer of the group works with counts.
+            take: False only looks, which also records where the group stands.
+            running: A suspect that still runs: its mark is taken back when another is taken over,
+                as nobody could tell which of the two a process has died of.
+        """
+        entry, crashes, from_lane, more = await self._run(
+            scripts.RECOVER,
+            [self.keys.stream, self.keys.lane(group), self.keys.queue],
+            [
+                group,
+                consumer,
+                int(visibility_timeout * 1000),
+                _RECOVER_PAGE,
+                int(take),
+                b"" if running is None else running.id,
+                0 if running is None else int(running.in_lane),
+            ],
+        )
+        found = (
+            Entry(entry[0], entry[1], in_lane=bool(from_lane), crashes=crashes)
+            if entry
+            else None
+        )
+        return Recovered(found, more=bool(more))
+
+    async def retire_consumers(
+        self, group: str, consumer: str, *, inactive: float
+    ) -> int:
+        """Remove the names of consumers that hold nothing and did nothing for long.
+
+        Args:
+            group: The group.
+            consumer: Who asks; its own name stays.
+            inactive: Seconds.
+
+        Returns:
+            How many names were removed.
+        """
+        keys = [self.keys.stream, self.keys.lane(group)]
+        return int(
+            await self._run(
+                scripts.RETIRE, keys, [group, consumer, int(inactive * 1000)]
+            )
+        )
 
     async def forget_consumer(self, group: str, consumer: str) -> bool:
         """Remove a consumer's name if it holds nothing.

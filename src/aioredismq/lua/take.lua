@@ -19,7 +19,7 @@ local function read(count)
     reply = try(count)
   end
   if not reply then return {} end
-  if reply.err then error(reply) end
+  if reply.err then error(reply.err) end
   if not reply[1] then return {} end
   return reply[1][2]
 end

@@ -1,0 +1,171 @@
+"""Renews what this consumer holds, so that a handler may take as long as it needs."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from typing import TYPE_CHECKING
+
+from ._errors import CommandRefusedError, ServerError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from ._held import Held
+    from ._message import Entry
+    from ._stream import Stream
+
+logger = logging.getLogger("aioredismq")
+
+# Ids in one call: some 150 µs of the server's time.
+_CHUNK = 200
+# Seconds between looks at the clock. A look that comes later than it should tells that the event
+# loop was blocked: no renewals, no answers, nothing.
+_TICK = 0.5
+_STALLED = 1.0
+
+
+class Lease:
+    """Keep the leases of one consumer while its event loop runs.
+
+    A message whose lease is lost is somebody else's: what its handler still does is done twice,
+    and only its acknowledgement counts.
+    """
+
+    def __init__(
+        self,
+        stream: Stream,
+        *,
+        group: str,
+        consumer: str,
+        held: Held,
+        visibility_timeout: float,
+        lost: Callable[[bytes, bool], None],
+    ) -> None:
+        """Nothing is renewed before `run()`.
+
+        Args:
+            stream: The queue.
+            group: The group.
+            consumer: Who holds.
+            held: What is held.
+            visibility_timeout: Seconds a lease lasts; it is renewed every third of them.
+            lost: Told of the id of each lost lease, and whether it was in the lane.
+        """
+        self._stream = stream
+        self._group = group
+        self._consumer = consumer
+        self._held = held
+        self._period = visibility_timeout / 3
+        self._lost = lost
+        self._told: set[tuple[bytes, bool]] = set()
+        self._sound_since = time.monotonic()
+        self._due = time.monotonic() + self._period
+        stream.link.on_up(self._unsound)
+
+    def may_claim(self) -> bool:
+        """Say whether others have had the time to renew what is theirs.
+
+        After an outage everybody's leases look abandoned, also to their owners: so one renewal
+        period is left to all before anybody claims. The first connect counts as one.
+        """
+        now = time.monotonic()
+        return now - self._sound_since >= self._period and now < self._due + _TICK
+
+    def remaining(self, entry: Entry) -> float:
+        """Seconds the lease of an entry lasts if it is not renewed; 0 when it is lost."""
+        renewed = self._held.renewed_at(entry.id, in_lane=entry.in_lane)
+        if renewed is None or (entry.id, entry.in_lane) in self._told:
+            return 0.0
+        return max(0.0, renewed + self._period * 3 - time.monotonic())
+
+    async def extend(self, entry: Entry) -> bool:
+        """Renew one lease now; False when it is lost.
+
+        Raises:
+            ServerError: Redis was away.
+        """
+        if not self._held.has(entry.id, in_lane=entry.in_lane):
+            return False
+        return not await self.renew([entry.id], in_lane=entry.in_lane)
+
+    def close(self) -> None:
+        """Listen to nobody any more."""
+        self._stream.link.forget(self._unsound)
+
+    async def run(self) -> None:
+        """Renew until cancelled."""
+        tick = min(_TICK, self._period / 2)
+        while True:
+            before = time.monotonic()
+            await asyncio.sleep(tick)
+            now = time.monotonic()
+            late = now - before - tick
+            if late > _STALLED:
+                logger.warning(
+                    "the event loop was blocked for %.1f s: leases cannot be renewed then; "
+                    "handlers that compute belong in threads (plain `def`)",
+                    late,
+                )
+                self._unsound()
+            if now >= self._due:
+                await self._renew_all()
+
+    async def _renew_all(self) -> None:
+        try:
+            for in_lane in (False, True):
+                ids = self._held.ids(in_lane=in_lane)
+                for at in range(0, len(ids), _CHUNK):
+                    await self.renew(ids[at : at + _CHUNK], in_lane=in_lane)
+        except ServerError as error:
+            logger.debug("leases of %s could not be renewed: %s", self._group, error)
+            self._unsound()
+            self._due = time.monotonic() + min(1.0, self._period)
+        else:
+            self._due = time.monotonic() + self._period
+
+    async def renew(self, ids: list[bytes], *, in_lane: bool) -> list[bytes]:
+        """Renew some leases now; returns those that are lost.
+
+        Args:
+            ids: Ascending, a few hundred at most.
+            in_lane: Whether they came from the group's lane.
+
+        Raises:
+            ServerError: Redis was away.
+        """
+        asked = time.monotonic()
+        try:
+            lost = await self._stream.renew(
+                self._group, self._consumer, ids, in_lane=in_lane
+            )
+        except CommandRefusedError as error:
+            if error.code != "NOGROUP":
+                raise
+            lost = ids  # the group is gone, and with it every lease
+        # What was settled while the server was asked is not lost.
+        lost = [item for item in lost if self._held.has(item, in_lane=in_lane)]
+        self._held.renewed(set(ids).difference(lost), asked, in_lane=in_lane)
+        for entry_id in lost:
+            self._tell(entry_id, in_lane=in_lane)
+        return lost
+
+    def _tell(self, entry_id: bytes, *, in_lane: bool) -> None:
+        self._told = {
+            (known, lane)
+            for known, lane in self._told
+            if self._held.has(known, in_lane=lane)
+        }
+        if (entry_id, in_lane) not in self._told:
+            self._told.add((entry_id, in_lane))
+            logger.warning(
+                "the lease of entry %s of %s is lost: another consumer may run it too",
+                entry_id.decode(),
+                self._group,
+            )
+            self._lost(entry_id, in_lane)
+
+    def _unsound(self) -> None:
+        self._sound_since = time.monotonic()
+        self._due = min(self._due, self._sound_since)

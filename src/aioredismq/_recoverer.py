@@ -1,0 +1,159 @@
+"""Takes over what others have abandoned, one suspect at a time."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+import time
+from typing import TYPE_CHECKING
+
+from anyio import move_on_after
+
+from ._errors import (
+    CommandRefusedError,
+    ConnectionLostError,
+    ServerFullError,
+    ServerNotReadyError,
+)
+from ._outcome import DeadLetter, Failure
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    from ._message import Entry
+    from ._outcome import Outcome
+    from ._stream import Stream
+
+logger = logging.getLogger("aioredismq")
+
+# Seconds between looks while nothing is found: a crash is noticed within the visibility timeout
+# and this; 12 commands a minute.
+_PAUSE = 5.0
+# Seconds between looks for names of consumers that are gone, and how long those did nothing: a
+# name costs some 100 bytes, so there is no hurry.
+_RETIRE_EVERY = 300.0
+_RETIRE_AFTER = 3600.0
+# While there is more to look at: a million pending entries are looked through in under two
+# minutes by one consumer, at a hundredth of the server's time, and faster by several.
+_NEXT_PAGE = 0.05
+
+
+class Recoverer:
+    """Look for abandoned messages of one group and bring them to its consumer.
+
+    What a vanished process held are suspects: one of them may be what it died of. So they come
+    one at a time, each marked before it starts; a mark that is found abandoned again is a crash,
+    charged to that message alone.
+    """
+
+    def __init__(
+        self,
+        stream: Stream,
+        *,
+        group: str,
+        consumer: str,
+        visibility_timeout: float,
+        max_crashes: int,
+        may_claim: Callable[[], bool],
+        free: Callable[[], bool],
+        run_suspect: Callable[[Entry], Awaitable[bool]],
+        settle: Callable[[Entry, Outcome], None],
+        mend: Callable[[], Awaitable[None]],
+    ) -> None:
+        """Nothing is looked for before `run()`.
+
+        Args:
+            stream: The queue.
+            group: The group.
+            consumer: Name under which entries become pending.
+            visibility_timeout: Seconds without renewal after which an entry is abandoned.
+            max_crashes: Crashes that make a dead letter.
+            may_claim: Says whether others have had the time to renew.
+            free: Says whether a worker is free now.
+            run_suspect: Runs an entry before and apart from others; returns when the next suspect
+                may start, and whether this one has ended.
+            settle: Does what an outcome says with an entry.
+            mend: Makes the group again when it is gone; raises when it was deleted on purpose.
+        """
+        self._stream = stream
+        self._group = group
+        self._consumer = consumer
+        self._visibility_timeout = visibility_timeout
+        self._max_crashes = max_crashes
+        self._may_claim = may_claim
+        self._free = free
+        self._run_suspect = run_suspect
+        self._settle = settle
+        self._mend = mend
+        self._pause = min(_PAUSE, visibility_timeout / 4)
+        self._stopped = asyncio.Event()
+        self._running: Entry | None = None
+        self._retire_at = time.monotonic() + random.uniform(0, _RETIRE_EVERY)
+
+    def stop(self) -> None:
+        """Take over nothing more; `run()` ends."""
+        self._stopped.set()
+
+    async def run(self) -> None:
+        """Look until `stop()`.
+
+        Raises:
+            ServerError: One that does not pass by itself.
+            QueueDeletedError: The queue or group was deleted on purpose.
+        """
+        pause = self._pause
+        while not self._stopped.is_set():
+            with move_on_after(random.uniform(pause * 0.5, pause)):
+                await self._stopped.wait()
+            if self._stopped.is_set():
+                return
+            try:
+                pause = _NEXT_PAGE if await self._look() else self._pause
+                await self._retire()
+            except (ConnectionLostError, ServerNotReadyError, ServerFullError) as error:
+                logger.debug("could not look for abandoned messages: %s", error)
+                pause = self._pause
+            except CommandRefusedError as error:
+                if error.code != "NOGROUP":
+                    raise
+                await self._mend()
+
+    async def _retire(self) -> None:
+        """Remove names nobody uses any more, now and then."""
+        if time.monotonic() < self._retire_at:
+            return
+        self._retire_at = time.monotonic() + _RETIRE_EVERY
+        retired = await self._stream.retire_consumers(
+            self._group,
+            self._consumer,
+            inactive=max(_RETIRE_AFTER, 4 * self._visibility_timeout),
+        )
+        if retired:
+            logger.info("removed %d unused consumer names of %s", retired, self._group)
+
+    async def _look(self) -> bool:
+        """Take one over if there is any; True when it is worth looking on at once."""
+        found = await self._stream.recover(
+            self._group,
+            self._consumer,
+            visibility_timeout=self._visibility_timeout,
+            take=self._may_claim() and self._free(),
+            running=self._running,
+        )
+        entry = found.entry
+        if entry is None:
+            return found.more
+        logger.warning(
+            "took over entry %s of %s: its consumer is gone%s",
+            entry.id.decode(),
+            self._group,
+            f" (crash {entry.crashes})" if entry.crashes else "",
+        )
+        if entry.crashes >= self._max_crashes:
+            detail = f"{entry.crashes} processes ended while they ran this message"
+            self._settle(entry, DeadLetter(Failure("crashed", detail)))
+        else:
+            ended = await self._run_suspect(entry)
+            self._running = None if ended else entry
+        return True
