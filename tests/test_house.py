@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import importlib
 import inspect
 import re
 import tomllib
@@ -233,6 +234,14 @@ def test_the_newest_entry_of_the_changelog_is_this_version() -> None:
 def test_the_package_brings_its_types_and_scripts() -> None:
     """Also when it was installed from a wheel."""
     assert (PACKAGE / "py.typed").exists()
+
+
+@pytest.mark.parametrize("script", PROJECT["project"]["scripts"].values())
+def test_the_command_leads_somewhere(script: str) -> None:
+    """What is typed at a prompt is there after the installation."""
+    module, _, function = script.partition(":")
+
+    assert callable(getattr(importlib.import_module(module), function))
 
 
 def test_what_it_needs_is_little() -> None:
