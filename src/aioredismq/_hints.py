@@ -42,13 +42,16 @@ def resolve(
         HandlerSignatureError: One cannot be evaluated; the text has it, the owner and the reason.
     """
     around = dict(_locals_around(owner))
-    if isinstance(owner, type):
-        around[owner.__name__] = (
-            owner  # it may be recursive, and local to a function that ended
-        )
+    around |= {
+        variable.__name__: variable
+        for variable in getattr(owner, "__type_params__", ())
+    }
+    if isinstance(owner, type):  # recursive, perhaps, and of a function that has ended
+        around[owner.__name__] = owner
     resolved: dict[str, object] = {}
     for name, annotation in annotations.items():
-        holder = types.SimpleNamespace(__annotations__={name: annotation})
+        # A class, as only there `ClassVar` and `Final` are taken.
+        holder = type("holder", (), {"__annotations__": {name: annotation}})
         try:
             hints = typing_x.get_type_hints(
                 holder, dict(names), around, include_extras=True
