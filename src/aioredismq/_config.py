@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any, Literal, TypedDict
 
-from ._errors import ConfigurationError
+from ._errors import ConfigurationError, is_finite
 from ._retry import ExponentialBackoff, RetryPolicy
 
 if TYPE_CHECKING:
@@ -184,10 +184,10 @@ class ConsumerConfig:
         _at_least(self, "batch_size", 1, kind=int)
         if self.handler_timeout is not None:
             _above_zero(self, "handler_timeout")
-        if not self.visibility_timeout >= _LEAST_VISIBILITY:
+        if not is_finite(self.visibility_timeout, least=_LEAST_VISIBILITY):
             msg = (
-                f"visibility_timeout must be at least {_LEAST_VISIBILITY:g} seconds, "
-                f"got {self.visibility_timeout!r}"
+                f"visibility_timeout must be at least {_LEAST_VISIBILITY:g} seconds, and "
+                f"finite, got {self.visibility_timeout!r}"
             )
             raise ConfigurationError(msg)
         _one_of(self, "on_lost_lease", ("continue", "cancel"))

@@ -241,8 +241,9 @@ class RejectMessage(Exception):  # noqa: N818 -- a signal, not a failure of this
 
 def is_finite(value: object, *, least: float) -> bool:
     """Say whether this is a number that can be reckoned with, and not below `least`."""
-    is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    return is_number and least <= value < math.inf
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return False
+    return least <= value < math.inf
 
 
 _BY_CODE: dict[str, type[ServerError]] = {
