@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from anyio import CancelScope, create_task_group, move_on_after
 
+from ._clock import ServerClock
 from ._dispatcher import Dispatcher
 from ._errors import QueueDeletedError
 from ._held import Held
@@ -73,6 +74,7 @@ class Assembly:
         self._fail = fail
         self._generation: Generation | None = None
         self.held = Held()
+        self._clock = ServerClock()
         self._reporter = Reporter(config.failover_callback)
         self._settler = settler = Settler(
             stream,
@@ -100,6 +102,7 @@ class Assembly:
             ack=settler.ack,
             settle=settler.settle,
             leases=self._lease,
+            now=self._clock.now,
         )
         self.puller = (
             Puller(make=invoker.message, decide=invoker.decide, settle=settler.settle)
@@ -119,6 +122,7 @@ class Assembly:
             wait_for_room=self._dispatcher.wait_for_room,
             deliver=self._deliver_from_lane,
             held=lambda entry_id: self.held.has(entry_id, in_lane=True),
+            set_clock=self._clock.set,
         )
         self._reader = Reader(
             stream,

@@ -54,6 +54,7 @@ class _Batch:
         "count",
         "deadline",
         "first_sent",
+        "has_times",
         "ids",
         "number",
         "size",
@@ -65,17 +66,22 @@ class _Batch:
     def __init__(self, number: int, deadline: float) -> None:
         self.number = number
         self.deadline = deadline
-        self.arguments: list[bytes | int] = []
+        self.arguments: list[bytes | str | int] = []
         self.count = 0
         self.size = 0
         self.first_sent: float | None = None
         self.ids: list[str] | None = None
+        self.has_times = False
         self.under_way = False
         self.waiters: list[asyncio.Future[str]] = []
         self.whole: asyncio.Future[list[str]] | None = None
 
-    def add(self, fields: Sequence[bytes], size: int) -> None:
-        self.arguments.append(len(fields))
+    def add(self, fields: Sequence[bytes], size: int, times: str = "") -> None:
+        if times:
+            self.has_times = True
+            self.arguments.append(f"{len(fields)}:{times}")
+        else:
+            self.arguments.append(len(fields))
         self.arguments += fields
         self.count += 1
         self.size += size
@@ -94,6 +100,8 @@ class Batcher:
         self._config = config
         self._loop = asyncio.get_running_loop()
         self._keys = [keys.stream, keys.sent(secrets.token_hex(8))]
+        self._keys_with_times = [*self._keys, keys.delayed, keys.delayed_fields]
+        self._bell = keys.bell
         self._next = 1
         self._open: _Batch | None = None
         self._flush_due = False
@@ -113,12 +121,13 @@ class Batcher:
 
     # -- sending -------------------------------------------------------------------------------
 
-    async def append(self, fields: Sequence[bytes], size: int) -> str:
+    async def append(self, fields: Sequence[bytes], size: int, times: str = "") -> str:
         """Store one message; returns its id.
 
         Args:
             fields: Its fields, flat.
             size: Their bytes, about.
+            times: `delay:at:life` in ms, each may be empty; empty for a plain message.
 
         Raises:
             BacklogError: No room among the waiting for `produce_timeout`; nothing was sent.
@@ -132,7 +141,7 @@ class Batcher:
         batch = self._open
         if batch is None:
             batch = self._open_batch()
-        batch.add(fields, size)
+        batch.add(fields, size, times)
         self._waiting += 1
         self._waiting_bytes += size
         future: asyncio.Future[str] = self._loop.create_future()
@@ -150,12 +159,13 @@ class Batcher:
         return await future
 
     async def submit_all(
-        self, messages: Sequence[Sequence[bytes]]
+        self, messages: Sequence[Sequence[bytes]], times: str = ""
     ) -> asyncio.Future[list[str]]:
         """Send several messages as one batch once there is room, all or nothing.
 
         Args:
             messages: At most `max_batch`, each as its flat fields.
+            times: For each, as `append`.
 
         Returns:
             A future with their ids in order, or with what `append` would raise.
@@ -171,7 +181,7 @@ class Batcher:
         batch = self._open_batch()
         self._open = None  # nobody else's sends join it
         for fields in messages:
-            batch.add(fields, 0)
+            batch.add(fields, 0, times)
         batch.size = size
         self._waiting += batch.count
         self._waiting_bytes += size
@@ -258,8 +268,15 @@ class Batcher:
             return  # sent when the link is up again
         make = scripts.APPEND.whole if whole else scripts.APPEND.by_digest
         command = make(
-            self._keys,
-            [batch.number, self._low(), _MEMORY_MS, self._renews(), *batch.arguments],
+            self._keys_with_times if batch.has_times else self._keys,
+            [
+                batch.number,
+                self._low(),
+                _MEMORY_MS,
+                self._renews(),
+                self._bell,
+                *batch.arguments,
+            ],
         )
         batch.under_way = True
         if batch.first_sent is None:

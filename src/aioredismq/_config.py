@@ -150,6 +150,9 @@ class ConsumerConfig:
     """Times a handler is tried before the message has failed for good."""
     retry: RetryPolicy = field(default_factory=ExponentialBackoff)
     """How long a failed message waits. Default: not at all."""
+    expired: Literal["dead", "drop"] = "dead"
+    """What becomes of a message whose time (`produce(expires=)`) has passed before it was
+    handled: a dead letter with reason `expired`, or nothing."""
     failover: bool = True
     """Whether what fails for good becomes a dead letter. False: it is logged, counted, reported
     to `failover_callback` and dropped."""
@@ -198,6 +201,7 @@ class ConsumerConfig:
             raise ConfigurationError(msg)
         _callable_or_none(self, "failover_callback")
         _at_least(self, "shutdown_timeout", 0)
+        _one_of(self, "expired", ("dead", "drop"))
         _one_of(self, "start", ("earliest", "latest"))
         _at_least(self, "max_read_ahead", 0, kind=int)
         _at_least(self, "max_read_ahead_bytes", 1, kind=int)
@@ -225,6 +229,7 @@ class ConsumerOptions(TypedDict, total=False):
     max_crashes: int
     max_attempts: int
     retry: RetryPolicy
+    expired: Literal["dead", "drop"]
     failover: bool
     failover_callback: Callable[[Message, Failure], object] | None
     shutdown_timeout: float

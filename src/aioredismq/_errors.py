@@ -222,7 +222,7 @@ class RetryMessage(Exception):  # noqa: N818 -- a signal, not a failure of this 
             msg = f"delay must be 0 seconds or more, and finite, got {delay!r}"
             raise ConfigurationError(msg)
         super().__init__(detail)
-        self.detail = detail
+        self.detail = str(detail)  # an error is often passed as the words
         self.delay = delay
 
 
@@ -236,7 +236,7 @@ class RejectMessage(Exception):  # noqa: N818 -- a signal, not a failure of this
     def __init__(self, detail: str = "") -> None:
         """Keep the words."""
         super().__init__(detail)
-        self.detail = detail
+        self.detail = str(detail)  # an error is often passed as the words
 
 
 def is_finite(value: object, *, least: float) -> bool:

@@ -37,9 +37,9 @@ def attempts_made(entry: Entry) -> int:
     return _number(entry, _ATTEMPT)
 
 
-def expires_at(entry: Entry) -> int | None:
-    """When the message is not to be handled any more, in ms of the server's clock."""
-    return _number(entry, EXPIRES) or None
+def expires_at(entry: Entry) -> float | None:
+    """When it is not to be handled any more, in seconds since the epoch (server's clock)."""
+    return _number(entry, EXPIRES) / 1000 or None
 
 
 def handed_back(entry: Entry) -> list[bytes]:

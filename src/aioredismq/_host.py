@@ -53,12 +53,16 @@ class Host:
     async def start(self) -> None:
         """Start the body and wait until it is ready.
 
-        Cancellation: the body is cancelled and waited for; nothing is left running.
+        Cancellation: the body is cancelled and waited for; nothing is left running. A second
+        one does not wait. An error in the body's clean-up is in `error` and nowhere else.
         """
         self._task = asyncio.create_task(self._run(), name=self._name)
         try:
             await self._ready.wait()
         except BaseException:
+            self._task.add_done_callback(
+                lambda _: self.error
+            )  # asyncio counts it as seen
             self.cancel()
             with CancelScope(shield=True):
                 await self.ended()

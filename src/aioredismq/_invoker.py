@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 from typing import TYPE_CHECKING, Any
 
-from anyio import CancelScope, CapacityLimiter
+from anyio import CancelScope, CapacityLimiter, current_effective_deadline
 from anyio.to_thread import run_sync
 
 from . import _history as history
 from ._codec import decoder, is_original_marker, open_envelope, open_original
-from ._errors import DecodeError
+from ._errors import DecodeError, RejectMessage, RetryMessage
 from ._message import Message
-from ._outcome import Ack, DeadLetter, Outcome, Release, decide
+from ._outcome import Ack, DeadLetter, Failure, Outcome, Release, decide
+from ._retry import ExponentialBackoff
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Callable
 
     from ._codec import Envelope
     from ._config import ConsumerConfig
@@ -43,6 +45,7 @@ class Invoker:
         ack: Callable[[Entry], None],
         settle: Callable[[Entry, Outcome], None],
         leases: Leases,
+        now: Callable[[], float | None],
     ) -> None:
         """Nothing runs yet.
 
@@ -55,6 +58,7 @@ class Invoker:
             ack: Acknowledges an entry.
             settle: Does what an outcome says with an entry.
             leases: Knows how long an entry is still this consumer's.
+            now: Tells the server's time, in seconds since the epoch; None when not known yet.
         """
         self._binding = binding
         self._config = config
@@ -66,6 +70,7 @@ class Invoker:
         self._ack = ack
         self._settle = settle
         self._leases = leases
+        self._now = now
         # Kept only where a lost lease cancels: it costs some microseconds a message.
         self._running: dict[Entry, CancelScope] | None = (
             {} if config.on_lost_lease == "cancel" else None
@@ -77,10 +82,8 @@ class Invoker:
         self._threads = (
             None if binding.is_async else CapacityLimiter(config.concurrency)
         )
-        self.run: Callable[[list[Entry]], Awaitable[None]]
-        self.run = self._run_batch if binding.is_batch else self._run_one
-        if original:
-            self.run = self._without_markers(self.run)
+        self._original = original
+        self._handle = self._handle_batch if binding.is_batch else self._handle_one
 
     def message(
         self, entry: Entry, settle: Callable[[BaseException | None], None] | None = None
@@ -108,30 +111,37 @@ class Invoker:
             if entry.id == entry_id and entry.in_lane is in_lane:
                 scope.cancel()
 
-    def _without_markers(
-        self, run: Callable[[list[Entry]], Awaitable[None]]
-    ) -> Callable[[list[Entry]], Awaitable[None]]:
-        """Skip the entry with which the JavaScript library makes a stream: it is no message."""
+    async def run(self, portion: list[Entry]) -> None:
+        """Run the handler on entries and settle each of them."""
+        if self._original or len(portion) > 1 or len(portion[0].fields) > 2:
+            portion = [entry for entry in portion if not self._settles_unhandled(entry)]
+        if portion:
+            await self._handle(portion)
 
-        async def run_others(portion: list[Entry]) -> None:
-            others = []
-            for entry in portion:
-                if is_original_marker(entry.fields):
-                    self._ack(entry)
-                else:
-                    others.append(entry)
-            if others:
-                await run(others)
-
-        return run_others
+    def _settles_unhandled(self, entry: Entry) -> bool:
+        """Settle what no handler is to see: expired messages, markers of the JavaScript library."""
+        if self._original and is_original_marker(entry.fields):
+            self._ack(entry)
+            return True
+        until = history.expires_at(entry)
+        now = self._now()
+        if until is None or now is None or now < until:
+            return False
+        if self._config.expired == "drop":
+            self._ack(entry)
+        else:
+            detail = f"expired {now - until:.3f} s before it could be handled"
+            self._settle(entry, DeadLetter(Failure("expired", detail)))
+        return True
 
     # -- one entry -----------------------------------------------------------------------------
 
-    async def _run_one(self, portion: list[Entry]) -> None:
+    async def _handle_one(self, portion: list[Entry]) -> None:
         entry = portion[0]
         binding = self._binding
         by_hand: list[BaseException | None] = []
         outcome: Outcome = Release()  # what is cut off is handed back
+        message: Message | None = None
         try:
             message = (
                 self.message(entry, by_hand.append) if binding.wants_message else None
@@ -154,6 +164,8 @@ class Invoker:
         except Exception as error:  # noqa: BLE001 -- whatever a handler raises is its failure
             outcome = self.decide(error, entry)
         finally:
+            if message is not None:
+                message.close()
             if by_hand:
                 outcome = (
                     Ack() if by_hand[0] is None else self.decide(by_hand[0], entry)
@@ -181,7 +193,7 @@ class Invoker:
 
     # -- a batch -------------------------------------------------------------------------------
 
-    async def _run_batch(self, portion: list[Entry]) -> None:
+    async def _handle_batch(self, portion: list[Entry]) -> None:
         messages: list[Message] = []
         unsettled: dict[int, Entry] = {}
         for entry in portion:
@@ -199,7 +211,9 @@ class Invoker:
         except Exception as error:  # noqa: BLE001 -- whatever a handler raises is its failure
             failure = error
         finally:
-            for at, entry in unsettled.items():
+            rest = dict(unsettled)
+            unsettled.clear()  # a thread that was left behind settles nothing more
+            for at, entry in rest.items():
                 messages[at].close()
                 self._settle(entry, self._batch_outcome(failure, messages[at], entry))
 
@@ -219,10 +233,20 @@ class Invoker:
         self, at: int, unsettled: dict[int, Entry]
     ) -> Callable[[BaseException | None], None]:
         def settle(error: BaseException | None) -> None:
-            entry = unsettled.pop(at)
-            self._settle(entry, Ack() if error is None else self.decide(error, entry))
+            entry = unsettled.pop(at, None)
+            if entry is not None:
+                outcome = Ack() if error is None else self.decide(error, entry)
+                self._settle(entry, outcome)
 
-        return settle
+        if self._threads is None:
+            return settle
+        # A handler in a thread settles in the event loop all the same: nothing here is locked.
+        loop = asyncio.get_running_loop()
+
+        def settle_from_thread(error: BaseException | None) -> None:
+            loop.call_soon_threadsafe(settle, error)
+
+        return settle_from_thread
 
     # ------------------------------------------------------------------------------------------
 
@@ -262,7 +286,12 @@ class Invoker:
     def decide(self, error: BaseException, entry: Entry) -> Outcome:
         """Say what becomes of a message that failed, and log it."""
         attempt = history.attempts_made(entry) + 1
-        outcome = decide(error, attempt, self._config.retry, self._config.max_attempts)
+        policy, most = self._config.retry, self._config.max_attempts
+        try:
+            outcome = decide(error, attempt, policy, most)
+        except Exception:
+            logger.exception("the retry policy failed: tried again at once")
+            outcome = decide(error, attempt, ExponentialBackoff(), most)
         final = isinstance(outcome, DeadLetter)
         logger.log(
             logging.WARNING,
@@ -272,11 +301,15 @@ class Invoker:
             attempt,
             self._binding.name,
             "for good" if final else "will be tried again",
-            exc_info=error,
+            # What a handler raises to steer needs no traceback.
+            exc_info=None if isinstance(error, RetryMessage | RejectMessage) else error,
         )
         return outcome
 
 
 def _is_cancelled_from_outside() -> bool:
-    task = asyncio.current_task()
-    return task is not None and task.cancelling() > 0
+    """Tell a shutdown from a cancellation the handler has made.
+
+    Counting cancellations would not do: a handler can cancel its own task.
+    """
+    return current_effective_deadline() == -math.inf

@@ -11,7 +11,18 @@ from dataclasses import dataclass, field
 
 from ._errors import ConfigurationError
 
-_DERIVED = ("dead", "queue", "bell", "sent", "lane", "due", "later", "gone")
+_DERIVED = (
+    "dead",
+    "queue",
+    "bell",
+    "sent",
+    "lane",
+    "due",
+    "later",
+    "gone",
+    "delayed",
+    "delayed-fields",
+)
 
 
 def check_name(name: object, what: str = "queue name") -> None:
@@ -97,6 +108,16 @@ class QueueKeys:
     def lane(self, group: str) -> str:
         """Stream: what comes back to one group (retries, hand-overs)."""
         return f"{self._root}:lane:{group}"
+
+    @property
+    def delayed(self) -> str:
+        """Sorted set: when each delayed message of the queue is due (server ms)."""
+        return f"{self._root}:delayed"
+
+    @property
+    def delayed_fields(self) -> str:
+        """Hash: the fields of each delayed message of the queue."""
+        return f"{self._root}:delayed-fields"
 
     def due(self, group: str) -> str:
         """Sorted set: when each waiting retry of one group is due (server ms)."""

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import logging
 import traceback
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
-from ._errors import DecodeError, RejectMessage, RetryMessage
+from ._errors import DecodeError, RejectMessage, RetryMessage, is_finite
 
 if TYPE_CHECKING:
     from ._retry import RetryPolicy
+
+logger = logging.getLogger("aioredismq")
 
 Reason: TypeAlias = Literal["rejected", "attempts", "crashed", "decode", "expired"]
 
@@ -99,16 +102,31 @@ def decide(
     """
     match error:
         case RejectMessage():
-            return DeadLetter(Failure("rejected", error.detail, error))
+            return DeadLetter(Failure("rejected", error.detail[:_DETAIL_LIMIT], error))
         case DecodeError():
             return DeadLetter(Failure("decode", describe(error), error))
         case RetryMessage():
-            detail, asked = error.detail, error.delay
+            detail, asked = error.detail[:_DETAIL_LIMIT], error.delay
         case _:
             detail, asked = describe(error), None
     if attempt >= max_attempts:
         return DeadLetter(Failure("attempts", detail, error))
-    delay = policy.delay(attempt, error) if asked is None else asked
+    delay = _wait(policy, attempt, error) if asked is None else asked
     if delay is None:
         return DeadLetter(Failure("attempts", detail, error))
-    return Retry(max(0.0, delay), detail)
+    return Retry(delay, detail)
+
+
+def _wait(policy: RetryPolicy, attempt: int, error: BaseException) -> float | None:
+    """Ask the policy. One that fails, or says what cannot be waited, makes no message wait."""
+    try:
+        delay = policy.delay(attempt, error)
+    except Exception:
+        logger.exception("%r failed; the message is tried again at once", policy)
+        return 0.0
+    if delay is None or is_finite(delay, least=0):
+        return delay
+    logger.error(
+        "%r says %r seconds; the message is tried again at once", policy, delay
+    )
+    return 0.0

@@ -18,9 +18,11 @@ from ._errors import (
     PublishManyError,
     PublishUncertainError,
 )
+from ._times import written
 
 if TYPE_CHECKING:
     import asyncio
+    from datetime import datetime
     from types import TracebackType
     from typing import Self
 
@@ -92,7 +94,13 @@ class Producer:
                 await self._channel.close()
 
     async def produce(
-        self, body: object, *, headers: Mapping[str, str] | None = None
+        self,
+        body: object,
+        *,
+        headers: Mapping[str, str] | None = None,
+        delay: float | None = None,
+        at: datetime | float | None = None,
+        expires: float | None = None,
     ) -> str:
         """Send one message.
 
@@ -100,6 +108,10 @@ class Producer:
             body: Any JSON value, a dataclass, a pydantic or msgspec model; `bytes` and `str`
                 travel as they are.
             headers: Text beside the body; names beginning with `mq-` are reserved.
+            delay: Seconds until it may be handled, by the server's clock.
+            at: When it may be handled: seconds since the epoch, or a `datetime` with a zone.
+            expires: Seconds after which it is not handled any more; see `expired` of
+                `ConsumerConfig`.
 
         Returns:
             The message's id, once Redis has stored it.
@@ -117,19 +129,27 @@ class Producer:
             raise _closed(self._channel.keys.name)
         self._channel.connection.check()
         fields = self._encode(body, headers, self._config.dumps)
-        return await batcher.append(fields, _size(fields))
+        if delay is None and at is None and expires is None:
+            return await batcher.append(fields, _size(fields))
+        return await batcher.append(fields, _size(fields), written(delay, at, expires))
 
     async def produce_many(
         self,
         bodies: Iterable[object] | AsyncIterable[object],
         *,
         headers: Mapping[str, str] | None = None,
+        delay: float | None = None,
+        at: datetime | float | None = None,
+        expires: float | None = None,
     ) -> list[str]:
         """Send many messages in chunks, several on their way at once.
 
         Args:
             bodies: Any iterable or asynchronous iterable; it is not held in memory as a whole.
             headers: For each of them.
+            delay: For each of them, as `produce`.
+            at: For each of them, as `produce`.
+            expires: For each of them, as `produce`.
 
         Returns:
             Their ids, in order.
@@ -145,7 +165,7 @@ class Producer:
             raise _closed(self._channel.keys.name)
         self._channel.connection.check()
         source = _each(bodies)
-        run = _Run(batcher)
+        run = _Run(batcher, written(delay, at, expires))
         limit = min(self._config.max_batch, self._config.max_waiting)
         chunk: list[tuple[bytes, ...]] = []
         size = 0
@@ -172,8 +192,9 @@ class Producer:
 class _Run:
     """One `produce_many`: chunks under way, in order, and what became of them."""
 
-    def __init__(self, batcher: Batcher) -> None:
+    def __init__(self, batcher: Batcher, times: str) -> None:
         self._batcher = batcher
+        self._times = times
         self._under_way: deque[tuple[int, asyncio.Future[list[str]]]] = deque()
         self._ids: list[str | None] = []
         self._uncertain: list[int] = []
@@ -185,7 +206,7 @@ class _Run:
     async def send(self, chunk: list[tuple[bytes, ...]]) -> None:
         while len(self._under_way) >= _UNDER_WAY:
             await self._await_first()
-        future = await self._batcher.submit_all(chunk)
+        future = await self._batcher.submit_all(chunk, self._times)
         self._under_way.append((len(chunk), future))
 
     async def finish(self) -> None:

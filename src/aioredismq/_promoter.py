@@ -41,6 +41,7 @@ class Promoter:
         wait_for_room: Callable[[], Awaitable[None]],
         deliver: Callable[[Sequence[Entry]], None],
         held: Callable[[bytes], bool],
+        set_clock: Callable[[float], None],
     ) -> None:
         """Nothing is asked before `run()`.
 
@@ -52,6 +53,7 @@ class Promoter:
             wait_for_room: Returns when there is room again.
             deliver: Takes what was read.
             held: Says whether an id of the lane is known to this consumer.
+            set_clock: Told of the server's time whenever it is seen.
         """
         self._stream = stream
         self._group = group
@@ -60,6 +62,7 @@ class Promoter:
         self._wait_for_room = wait_for_room
         self._deliver = deliver
         self._held = held
+        self._set_clock = set_clock
         self._rung = asyncio.Event()
         self._served = asyncio.Event()
         self._look_back = False
@@ -131,6 +134,7 @@ class Promoter:
             if taken.entries:
                 self._deliver(taken.entries)
             self._next_due = taken.next_due
+            self._set_clock(taken.server_time)
             more = taken.more or self._rung.is_set()
 
     async def _look_at_own(self) -> None:

@@ -20,6 +20,7 @@ from ._producer import Producer
 if TYPE_CHECKING:
     from collections.abc import AsyncIterable, Callable, Iterable, Mapping
     from contextlib import AbstractAsyncContextManager
+    from datetime import datetime
     from types import TracebackType
     from typing import Self
 
@@ -172,7 +173,13 @@ class RedisMessageQueue:
     # -- produce -------------------------------------------------------------------------------
 
     async def produce(
-        self, body: object, *, headers: Mapping[str, str] | None = None
+        self,
+        body: object,
+        *,
+        headers: Mapping[str, str] | None = None,
+        delay: float | None = None,
+        at: datetime | float | None = None,
+        expires: float | None = None,
     ) -> str:
         """Send one message and return its id once Redis has stored it.
 
@@ -180,6 +187,10 @@ class RedisMessageQueue:
             body: Any JSON value, a dataclass, a pydantic or msgspec model; `bytes` and `str`
                 travel as they are.
             headers: Text beside the body; names beginning with `mq-` are reserved.
+            delay: Seconds until it may be handled, by the server's clock.
+            at: When it may be handled: seconds since the epoch, or a `datetime` with a zone.
+            expires: Seconds after which it is not handled any more; see `expired` of
+                `ConsumerConfig`.
 
         Raises:
             NotInitializedError: The queue is not open.
@@ -190,19 +201,27 @@ class RedisMessageQueue:
 
         Cancellation: the message may or may not be stored; nothing else is affected.
         """
-        return await self._producer.produce(body, headers=headers)
+        return await self._producer.produce(
+            body, headers=headers, delay=delay, at=at, expires=expires
+        )
 
     async def produce_many(
         self,
         bodies: Iterable[object] | AsyncIterable[object],
         *,
         headers: Mapping[str, str] | None = None,
+        delay: float | None = None,
+        at: datetime | float | None = None,
+        expires: float | None = None,
     ) -> list[str]:
         """Send many messages in chunks and return their ids in order.
 
         Args:
             bodies: Any iterable or asynchronous iterable.
             headers: For each of them.
+            delay: For each of them, as `produce`.
+            at: For each of them, as `produce`.
+            expires: For each of them, as `produce`.
 
         Raises:
             NotInitializedError: The queue is not open.
@@ -210,7 +229,9 @@ class RedisMessageQueue:
 
         Cancellation: what is under way may or may not be stored.
         """
-        return await self._producer.produce_many(bodies, headers=headers)
+        return await self._producer.produce_many(
+            bodies, headers=headers, delay=delay, at=at, expires=expires
+        )
 
     # -- consume -------------------------------------------------------------------------------
 

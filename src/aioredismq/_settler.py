@@ -83,6 +83,7 @@ class Settler:
         self._loop = asyncio.get_running_loop()
         self._acks: list[bytes] = []
         self._lane_acks: list[bytes] = []
+        self._lane_next = False
         self._acking = False
         self._ack_due = False
         self._moves: deque[_Moving] = deque()
@@ -117,7 +118,8 @@ class Settler:
                 where: Where = "later" if after > 0 else "lane"
                 self._move(Move(entry, where, fields, after))
             case DeadLetter(failure) if self._failover:
-                fields = history.put_aside(entry, attempt + 1, self._group, failure)
+                tried = failure.reason not in {"crashed", "expired"}
+                fields = history.put_aside(entry, attempt + tried, self._group, failure)
                 self._move(Move(entry, "dead", fields), failure)
             case DeadLetter(failure):
                 self.ack(entry)
@@ -140,7 +142,9 @@ class Settler:
         self._ack_due = False
         if self._acking:
             return
-        in_lane = not self._acks
+        # By turns: a busy stream must not keep those of the lane waiting.
+        in_lane = bool(self._lane_acks) and (self._lane_next or not self._acks)
+        self._lane_next = not in_lane
         ids = self._lane_acks if in_lane else self._acks
         if not ids:
             self._look_for_quiet()

@@ -60,11 +60,13 @@ class Taken:
         entries: Now pending under the taker.
         next_due: Seconds until the next delayed one is due; None when none waits.
         more: Whether the lane holds more than there was room for.
+        server_time: Seconds since the epoch, by the server's clock.
     """
 
     entries: list[Entry]
     next_due: float | None
     more: bool
+    server_time: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -201,7 +203,15 @@ class Stream:
         keys = self.keys
         reply = await self._run(
             scripts.DELETE,
-            [keys.queue, keys.gone, keys.stream, keys.dead, *lanes],
+            [
+                keys.queue,
+                keys.gone,
+                keys.stream,
+                keys.dead,
+                keys.delayed,
+                keys.delayed_fields,
+                *lanes,
+            ],
             [keys.bell, _TOMBSTONE_MS],
         )
         return bool(reply)
@@ -256,13 +266,22 @@ class Stream:
             consumer: Name under which they become pending.
             room: Entries at most; at least 1.
         """
-        entries, wait_ms, more = await self._run(
-            scripts.TAKE, self._lane_keys(group), [group, consumer, room]
+        keys = self.keys
+        entries, wait_ms, more, now_ms = await self._run(
+            scripts.TAKE,
+            [
+                *self._lane_keys(group),
+                keys.stream,
+                keys.delayed,
+                keys.delayed_fields,
+            ],
+            [group, consumer, room],
         )
         return Taken(
             _entries(entries, in_lane=True),
             None if wait_ms < 0 else wait_ms / 1000,
             bool(more),
+            int(now_ms) / 1000,
         )
 
     async def own_pending(

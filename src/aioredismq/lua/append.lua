@@ -1,8 +1,11 @@
 -- append: store a numbered batch of messages, all or nothing, and only once however often it is sent.
 -- KEYS[1] stream   KEYS[2] what this producer has sent (hash: batch number -> ids, and `low`)
+-- with delayed messages also: KEYS[3] delayed set   KEYS[4] delayed fields
 -- ARGV[1] batch number   ARGV[2] no number below this one will be sent again
--- ARGV[3] memory of the hash (ms)   ARGV[4] 1: renew it, 0: it was renewed lately
--- ARGV[5..] for each message: how many field elements, then name, value, name, value, …
+-- ARGV[3] memory of the hash (ms)   ARGV[4] 1: renew it, 0: it was renewed lately   ARGV[5] bell
+-- ARGV[6..] for each message: how many field elements, then name, value, name, value, …
+-- In place of the number, `elements:delay:at:life` (ms, each may be empty): store it for later, and let
+-- it expire.
 -- Returns the ids, joined by blanks; the remembered ones when the batch is known.
 -- Fails with STALE when the number is below `low`: its sender has given it up, so a late original
 -- must not write.
@@ -14,11 +17,42 @@ if tonumber(ARGV[1]) < low then
 end
 
 local ids = {}
-local at, last = 5, #ARGV
+
+local function keep(descriptor, from)
+  local elements, delay, at, life = string.match(descriptor, '^(%d+):(%d*):(%d*):(%d*)$')
+  local time = redis.call('TIME')
+  local now = time[1] * 1000 + math.floor(time[2] / 1000)
+  local to = from + tonumber(elements) - 1
+  local fields = {unpack(ARGV, from, to)}
+  if life ~= '' then
+    fields[#fields + 1] = 'mq-expires'
+    fields[#fields + 1] = string.format('%.0f', now + tonumber(life))
+  end
+  local due = at ~= '' and tonumber(at) or now + tonumber(delay ~= '' and delay or '0')
+  if due <= now then
+    ids[#ids + 1] = redis.call('XADD', KEYS[1], '*', unpack(fields))
+    return to
+  end
+  local id = string.match(KEYS[2], ':sent:(.*)$') .. '-' .. ARGV[1] .. '-' .. #ids
+  ids[#ids + 1] = id
+  fields[#fields + 1] = 'mq-id'
+  fields[#fields + 1] = id
+  local first = redis.call('ZRANGE', KEYS[3], 0, 0, 'WITHSCORES')
+  redis.call('ZADD', KEYS[3], string.format('%.0f', due), id)
+  redis.call('HSET', KEYS[4], id, cmsgpack.pack(fields))
+  if not first[2] or due < tonumber(first[2]) then redis.pcall('PUBLISH', ARGV[5], '') end
+  return to
+end
+
+local at, last = 6, #ARGV
 while at <= last do
   local elements = tonumber(ARGV[at])
-  ids[#ids + 1] = redis.call('XADD', KEYS[1], '*', unpack(ARGV, at + 1, at + elements))
-  at = at + elements + 1
+  if elements then
+    ids[#ids + 1] = redis.call('XADD', KEYS[1], '*', unpack(ARGV, at + 1, at + elements))
+    at = at + elements + 1
+  else
+    at = keep(ARGV[at], at + 1) + 1
+  end
 end
 
 local answer = table.concat(ids, ' ')

@@ -8,7 +8,7 @@
 -- ARGV[1] group   ARGV[2] consumer   ARGV[3] bell channel
 -- ARGV[4..] for each entry: its id, where (`lane`, `later`, `dead`), delay (ms, for `later`),
 -- how many field elements, then name, value, name, value, …
--- Returns for each entry 1, or 0 when it is not held.
+-- Returns for each entry 1, or 0 when it is not held (any more: the stream or group may be gone).
 local answers, taken = {}, {}
 local ring = false
 local now
@@ -17,7 +17,9 @@ while at <= last do
   local id, where, delay, elements = ARGV[at], ARGV[at + 1], ARGV[at + 2], tonumber(ARGV[at + 3])
   local from, to = at + 4, at + 3 + elements
   at = to + 1
-  if #redis.call('XPENDING', KEYS[1], ARGV[1], id, id, 1, ARGV[2]) == 0 then
+  local pending = redis.pcall('XPENDING', KEYS[1], ARGV[1], id, id, 1, ARGV[2])
+  if pending.err and not string.find(pending.err, 'NOGROUP', 1, true) then return pending end
+  if pending.err or #pending == 0 then
     answers[#answers + 1] = 0
   else
     redis.call('XACK', KEYS[1], ARGV[1], id)

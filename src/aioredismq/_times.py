@@ -1,0 +1,62 @@
+"""When a message is to be handled, and until when: as `produce` was asked, as the script takes it.
+
+Pure. The server's clock decides: only what is relative leaves this process as it was asked.
+"""
+
+from __future__ import annotations
+
+import math
+from datetime import datetime
+
+from ._errors import ConfigurationError
+
+# Redis keeps due times as doubles, exact to 2^53 ms; a century is further than anyone plans.
+_LONGEST = 100 * 365 * 86400.0
+
+
+def written(
+    delay: float | None, at: datetime | float | None, expires: float | None
+) -> str:
+    """Write `delay:at:life` in milliseconds, each empty when not asked; empty when none is.
+
+    Args:
+        delay: Seconds from now, by the server's clock.
+        at: A moment: seconds since the epoch, or a `datetime` with a time zone.
+        expires: Seconds from now after which the message is not handled any more.
+
+    Raises:
+        ConfigurationError: With the rule and the offender.
+    """
+    if delay is None and at is None and expires is None:
+        return ""
+    if delay is not None and at is not None:
+        msg = "delay and at exclude each other: give one"
+        raise ConfigurationError(msg)
+    parts = (
+        "" if delay is None else _milliseconds("delay", delay, least=0.0),
+        "" if at is None else _moment(at),
+        "" if expires is None else _milliseconds("expires", expires, least=0.001),
+    )
+    return ":".join(parts)
+
+
+def _milliseconds(name: str, seconds: object, *, least: float) -> str:
+    number = isinstance(seconds, int | float) and not isinstance(seconds, bool)
+    if not number or not least <= seconds <= _LONGEST:  # type: ignore[operator]  # a number
+        rule = "0 or more" if least == 0 else "more than 0"
+        msg = f"{name} must be {rule} seconds (a century at most), got {seconds!r}"
+        raise ConfigurationError(msg)
+    return str(math.ceil(seconds * 1000))  # type: ignore[operator]  # a number
+
+
+def _moment(at: object) -> str:
+    if isinstance(at, datetime):
+        if at.tzinfo is None:
+            msg = f"at must have a time zone, got {at!r}"
+            raise ConfigurationError(msg)
+        return str(math.ceil(max(0.0, at.timestamp()) * 1000))
+    number = isinstance(at, int | float) and not isinstance(at, bool)
+    if not number or not 0 <= at < 1e11:  # type: ignore[operator]  # a number
+        msg = f"at must be seconds since the epoch or a datetime with a time zone, got {at!r}"
+        raise ConfigurationError(msg)
+    return str(math.ceil(at * 1000))  # type: ignore[operator]  # a number
