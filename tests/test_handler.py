@@ -308,6 +308,30 @@ ORDER, MESSAGE = Order(7), object()
             ),
         ),
         (
+            decorated(functools.partial(configured, 3)),
+            Wants(
+                "body message",
+                ("wrapped", (3, "body", ORDER, "message", MESSAGE)),
+                "functools.decorated.<locals>.wrapper",
+            ),
+        ),
+        (
+            decorated(Service()),
+            Wants(
+                "body message",
+                ("wrapped", ("message", MESSAGE, "body", ORDER)),
+                f"{HERE}.decorated.<locals>.wrapper",
+            ),
+        ),
+        (
+            decorated(Service().method),
+            Wants(
+                "body message",
+                ("wrapped", ("body", ORDER, "message", MESSAGE)),
+                f"{HERE}.Service.method",
+            ),
+        ),
+        (
             Service().method,
             Wants(
                 "body message",
@@ -454,12 +478,12 @@ def test_a_binding_cannot_be_changed() -> None:
 
 def generator(body: Order):
     """Do not return."""
-    yield body
+    yield body  # pragma: no cover -- never called
 
 
 async def async_generator(body: Order):
     """Do not return."""
-    yield body
+    yield body  # pragma: no cover -- never called
 
 
 class GeneratorObject:
@@ -467,7 +491,7 @@ class GeneratorObject:
 
     async def __call__(self, body: Order):
         """Do not return."""
-        yield body
+        yield body  # pragma: no cover -- never called
 
 
 def takes_nothing() -> None:

@@ -271,6 +271,17 @@ def test_another_encoder_alone_decides_what_it_takes() -> None:
     assert dump({1: {2}}, lambda value: repr(value)) == b"{1: {2}}"
 
 
+@pytest.mark.parametrize("model", [Model(when=NOON), Struct(NOON)])
+def test_another_encoder_gets_a_model_made_plain(model: object) -> None:
+    """So that a faster encoder does not cost the models."""
+    expected = {"weight": 1.0, "names": {}}
+
+    plain = load(dump(model, orjson.dumps))
+
+    assert isinstance(plain, dict)
+    assert plain.items() >= expected.items()
+
+
 @pytest.mark.parametrize(
     ("dumps", "fault"),
     [

@@ -188,9 +188,7 @@ def _parameters(
     except NameError as error:  # Python 3.14 evaluates annotations only now
         msg = f"an annotation of {name} cannot be resolved: {error}"
         raise HandlerSignatureError(msg) from error
-    owner = inspect.unwrap(target)
-    if isinstance(owner, functools.partial):
-        owner = _function_of(owner)
+    owner = _function_of(inspect.unwrap(target))
     module = sys.modules.get(getattr(owner, "__module__", None) or "builtins")
     annotations = resolve(
         {p.name: p.annotation for p in parameters if p.annotation is not p.empty},

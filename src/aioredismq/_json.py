@@ -25,6 +25,10 @@ if TYPE_CHECKING:
 _SCALARS = frozenset({str, int, float, bool, type(None)})
 _ARRAYS = (list, tuple)
 
+# What models carry. Asking for their classes would mean importing both libraries.
+_PYDANTIC = "__pydantic_serializer__"
+_MSGSPEC = "__struct_fields__"
+
 
 class MismatchError(Exception):
     """A value is not what was asked for. Never leaves: the codec makes a `DecodeError` of it.
@@ -70,7 +74,8 @@ def dump(value: object, dumps: Callable[[Any], bytes | str] | None = None) -> by
 
     Args:
         value: What to write.
-        dumps: Encoder to use instead; it alone decides what it takes.
+        dumps: Encoder to use instead. It alone decides what it takes; only a model or Struct
+            that is the whole value is made plain for it.
 
     Raises:
         EncodeError: It cannot be said in JSON (NaN, a set, a key that is not a string, a lone
@@ -78,11 +83,11 @@ def dump(value: object, dumps: Callable[[Any], bytes | str] | None = None) -> by
     """
     try:
         if dumps is not None:
-            return _as_bytes(dumps(value))
+            return _as_bytes(dumps(_plain(value) if _is_model(type(value)) else value))
         raw = "".join(_encode(value, 0)).encode()
         _check_keys(value)
     except Exception as error:
-        msg = _explain(value, error, by_hand=dumps is not None)
+        msg = _explain(value, error, theirs=dumps is not None)
         raise EncodeError(msg) from error
     return raw
 
@@ -111,14 +116,17 @@ def step(key: object) -> str:
     return f"[{key!r}]"
 
 
+def _is_model(kind: type) -> bool:
+    return hasattr(kind, _PYDANTIC) or hasattr(kind, _MSGSPEC)
+
+
 @singledispatch
 def _plain(value: object) -> object:
     """Make an object one step plainer, for `json` to go on with."""
-    kind = type(value)
-    # By what they carry, not by isinstance: neither library may be imported for this.
-    if hasattr(kind, "__pydantic_serializer__"):
+    kind: Any = type(value)
+    if hasattr(kind, _PYDANTIC):
         return kind.__pydantic_serializer__.to_python(value, mode="json", by_alias=True)
-    if hasattr(kind, "__struct_fields__"):
+    if hasattr(kind, _MSGSPEC):
         import msgspec  # has been imported already: the value is one of its objects
 
         return msgspec.to_builtins(value, str_keys=True)
@@ -157,7 +165,7 @@ def _(value: Enum) -> object:
 
 
 @_plain.register
-def _(value: Mapping) -> object:  # type: ignore[type-arg]  # singledispatch takes no [...]
+def _(value: Mapping) -> object:  # type: ignore[type-arg]  # -- it dispatches on it
     return dict(value)
 
 
@@ -198,7 +206,7 @@ def _make_encode() -> Callable[[object, int], Iterator[str] | tuple[str, ...]]:
         separators=(",", ":"), ensure_ascii=False, allow_nan=False, default=_default
     )
     try:
-        fast = json.encoder.c_make_encoder(  # type: ignore[attr-defined]
+        fast = json.encoder.c_make_encoder(  # type: ignore[attr-defined]  # -- no stub has it
             None,
             _default,
             json.encoder.encode_basestring,
@@ -210,10 +218,10 @@ def _make_encode() -> Callable[[object, int], Iterator[str] | tuple[str, ...]]:
             False,
         )
         if "".join(fast({"a": [1, "é"]}, 0)) == '{"a":[1,"é"]}':
-            return fast  # type: ignore[no-any-return]
-    except (AttributeError, TypeError):  # pragma: no cover -- another Python's `json`
-        pass
-    return lambda value, _: slow.iterencode(value)  # pragma: no cover -- see above
+            return fast  # type: ignore[no-any-return]  # -- as above
+    except (AttributeError, TypeError):
+        pass  # another Python's `json`
+    return lambda value, _: slow.iterencode(value)
 
 
 _encode = _make_encode()
@@ -231,10 +239,10 @@ def _as_bytes(written: object) -> bytes:
     raise TypeError(msg)
 
 
-def _explain(value: object, error: Exception, *, by_hand: bool) -> str:
+def _explain(value: object, error: Exception, *, theirs: bool) -> str:
     """Find out what in `value` made the encoder fail. Slow, and only after a failure."""
     words = str(error) or type(error).__qualname__
-    if by_hand:
+    if theirs:
         return f"body: {words}"
     try:
         return _fault(value, "body", frozenset()) or f"body: {words}"
