@@ -60,9 +60,8 @@ class Host:
         try:
             await self._ready.wait()
         except BaseException:
-            self._task.add_done_callback(
-                lambda _: self.error
-            )  # asyncio counts it as seen
+            # So that asyncio does not report it as never seen.
+            self._task.add_done_callback(lambda _: self.error)
             self.cancel()
             with CancelScope(shield=True):
                 await self.ended()
