@@ -15,7 +15,6 @@ from ._codec import decoder, is_original_marker, open_envelope, open_original
 from ._errors import DecodeError, RejectMessage, RetryMessage
 from ._message import Message
 from ._outcome import Ack, DeadLetter, Failure, Outcome, Release, decide
-from ._retry import ExponentialBackoff
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -29,6 +28,10 @@ logger = logging.getLogger("aioredismq")
 
 # Stands for the failure of a batch whose handler was cancelled from outside.
 _CUT_OFF = asyncio.CancelledError()
+
+
+class _LeaseLostError(Exception):
+    """The handler was cancelled because its message is somebody else's now."""
 
 
 class Invoker:
@@ -149,11 +152,10 @@ class Invoker:
             body = (
                 self._decode(self._open(entry.fields)) if binding.wants_body else None
             )
-            if self._running is None:
-                await self._call(body, message)
-                outcome = Ack()
-            elif await self._call_unless_lost(entry, body, message):
-                outcome = Ack()
+            await self._call_entry(entry, body, message)
+            outcome = Ack()
+        except _LeaseLostError:
+            pass  # somebody else's now: handing it back will find that out
         except asyncio.CancelledError as error:
             # Cancelled from outside: handed back. A handler may also end with a cancellation of
             # its own making (a task it awaited was cancelled): that is a failure like any other,
@@ -165,31 +167,41 @@ class Invoker:
             outcome = self.decide(error, entry)
         finally:
             if message is not None:
-                message.close()
-            if by_hand:
-                outcome = (
-                    Ack() if by_hand[0] is None else self.decide(by_hand[0], entry)
-                )
+                outcome = self._close(message, by_hand, outcome, entry)
             if type(outcome) is Ack:
                 self._ack(entry)
             else:
                 self._settle(entry, outcome)
 
-    async def _call_unless_lost(
+    def _close(
+        self,
+        message: Message,
+        by_hand: list[BaseException | None],
+        outcome: Outcome,
+        entry: Entry,
+    ) -> Outcome:
+        """Let the message be settled by hand no more; what was settled by hand counts."""
+        message.close()
+        if not by_hand:
+            return outcome
+        return Ack() if by_hand[0] is None else self.decide(by_hand[0], entry)
+
+    async def _call_entry(
         self,
         entry: Entry,
         body: Any,
         message: Message | None,
-    ) -> bool:
-        """Call the handler; False when it was cancelled because the lease was lost."""
-        running = self._running if self._running is not None else {}
+    ) -> None:
+        """Call the handler of one entry, to be cancelled when its lease is lost."""
+        if self._running is None:
+            return await self._call(body, message)
         with CancelScope() as scope:
-            running[entry] = scope
+            self._running[entry] = scope
             try:
-                await self._call(body, message)
+                return await self._call(body, message)
             finally:
-                del running[entry]
-        return not scope.cancelled_caught
+                del self._running[entry]
+        raise _LeaseLostError
 
     # -- a batch -------------------------------------------------------------------------------
 
@@ -286,12 +298,7 @@ class Invoker:
     def decide(self, error: BaseException, entry: Entry) -> Outcome:
         """Say what becomes of a message that failed, and log it."""
         attempt = history.attempts_made(entry) + 1
-        policy, most = self._config.retry, self._config.max_attempts
-        try:
-            outcome = decide(error, attempt, policy, most)
-        except Exception:
-            logger.exception("the retry policy failed: tried again at once")
-            outcome = decide(error, attempt, ExponentialBackoff(), most)
+        outcome = decide(error, attempt, self._config.retry, self._config.max_attempts)
         final = isinstance(outcome, DeadLetter)
         logger.log(
             logging.WARNING,

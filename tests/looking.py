@@ -1,0 +1,158 @@
+"""How tests of consumers look at what was handled, and at what is left in Redis."""
+
+from __future__ import annotations
+
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import anyio
+from redis.exceptions import ResponseError
+
+from aioredismq import Connection, Message
+from aioredismq._keys import QueueKeys
+from aioredismq._message import Entry
+from aioredismq._stream import Stream
+from tests.support import eventually
+
+if TYPE_CHECKING:
+    import asyncio
+    from collections.abc import AsyncIterator, Sequence
+
+    from tests.support import Client
+
+
+class Handled:
+    """A handler that remembers: what it was given, how many ran at once, and for how long to wait.
+
+    It is registered as it is; its parameter has no annotation, so it gets decoded bodies.
+    """
+
+    def __init__(self, takes: float = 0.0, error: Exception | None = None) -> None:
+        """Each call takes so many seconds, and then raises the error, if one is given."""
+        self.bodies: list[Any] = []
+        self.running = 0
+        self.most_at_once = 0
+        self.gate: asyncio.Event | None = None
+        """When set, each call waits for it."""
+        self._takes = takes
+        self._error = error
+
+    async def __call__(self, body: Any) -> None:
+        """Handle one message."""
+        self.bodies.append(body)
+        self.running += 1
+        self.most_at_once = max(self.most_at_once, self.running)
+        try:
+            if self._takes:
+                await anyio.sleep(self._takes)
+            if self.gate is not None:
+                await self.gate.wait()
+            if self._error is not None:
+                raise self._error
+        finally:
+            self.running -= 1
+
+    async def until(self, count: int, limit: float = 5.0) -> None:
+        """Wait until it was called so many times."""
+        await eventually(lambda: len(self.bodies) >= count, limit)
+
+
+class Messages:
+    """A handler that gets the whole message, and remembers it."""
+
+    def __init__(self, error: Exception | None = None) -> None:
+        """Each call raises the error, if one is given."""
+        self.seen: list[Message] = []
+        self._error = error
+
+    async def __call__(self, message: Message) -> None:
+        """Handle one message."""
+        self.seen.append(message)
+        if self._error is not None:
+            raise self._error
+
+    async def until(self, count: int, limit: float = 5.0) -> None:
+        """Wait until it was called so many times."""
+        await eventually(lambda: len(self.seen) >= count, limit)
+
+
+@dataclass(frozen=True, slots=True)
+class Left:
+    """What of one group of a queue is left in Redis; equal to `NOTHING` when all is settled."""
+
+    stream: int = 0
+    pending: int = 0
+    names: Sequence[bytes] = field(default=())
+    """Consumers, of the stream and of the group's lane."""
+    undelivered_lane: int = 0
+    pending_lane: int = 0
+    delayed: int = 0
+
+
+NOTHING = Left()
+
+
+async def left(client: Client, queue: str, group: str | None = None) -> Left:
+    """Look at what is left of a group; None is the default group."""
+    keys = QueueKeys(queue)
+    group = group or f"{queue}_group"
+    lane = keys.lane(group)
+    pending_lane = await _pending(client, lane, group)
+    return Left(
+        stream=await client.xlen(keys.stream),
+        pending=await _pending(client, keys.stream, group),
+        names=(
+            *await _names(client, keys.stream, group),
+            *await _names(client, lane, group),
+        ),
+        undelivered_lane=await client.xlen(lane) - pending_lane,
+        pending_lane=pending_lane,
+        delayed=await client.zcard(keys.due(group)),
+    )
+
+
+async def _pending(client: Client, key: str, group: str) -> int:
+    with suppress(ResponseError):
+        about = await client.xpending(key, group)
+        return int(about["pending"])
+    return 0
+
+
+async def _names(client: Client, key: str, group: str) -> list[bytes]:
+    with suppress(ResponseError):
+        return [item["name"] for item in await client.xinfo_consumers(key, group)]
+    return []
+
+
+async def dead_letters(client: Client, queue: str) -> list[dict[bytes, bytes]]:
+    """List the fields of the dead letters, oldest first."""
+    return [fields for _, fields in await client.xrange(QueueKeys(queue).dead)]
+
+
+@asynccontextmanager
+async def opened_stream(url: str, name: str, group: str) -> AsyncIterator[Stream]:
+    """Open a queue as its consumers see it, with one group; remove it afterwards."""
+    connection = Connection(url)
+    async with connection:
+        stream = Stream(await connection.link(name), QueueKeys(name))
+        await stream.open_group(group, rules={})
+        yield stream
+        await stream.delete()
+
+
+async def deliver(
+    stream: Stream, client: Client, group: str, consumer: str, *bodies: bytes
+) -> list[Entry]:
+    """Store messages, and read them as this consumer."""
+    for body in bodies:
+        await client.xadd(stream.keys.stream, {b"body": body})
+    [[_, rows]] = await client.xreadgroup(
+        group, consumer, {stream.keys.stream: ">"}, count=len(bodies)
+    )
+    return [
+        Entry(
+            entry_id, [part for pair in fields.items() for part in pair], in_lane=False
+        )
+        for entry_id, fields in rows
+    ]

@@ -1,0 +1,290 @@
+from __future__ import annotations
+
+import asyncio
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING
+
+import pytest
+from anyio import create_task_group, fail_after
+
+from aioredismq._dispatcher import Dispatcher
+from aioredismq._message import Entry
+from aioredismq._read_ahead import ReadAhead
+from tests.support import eventually
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Awaitable, Callable
+
+
+def entries(count: int, size: int = 10) -> list[Entry]:
+    """Make entries, numbered from 0."""
+    return [
+        Entry(b"%d-0" % at, [b"body", b"x" * size], in_lane=False)
+        for at in range(count)
+    ]
+
+
+def number(entry: Entry) -> int:
+    """Say which of them it is."""
+    return int(entry.id.partition(b"-")[0])
+
+
+class Work:
+    """What the workers run: it remembers, and may be held up."""
+
+    def __init__(self) -> None:
+        """Let everything through until `close()`."""
+        self.portions: list[list[int]] = []
+        self.running = 0
+        self.most_at_once = 0
+        self.open = asyncio.Event()
+        self.open.set()
+
+    @property
+    def numbers(self) -> list[int]:
+        """What was started, in order."""
+        return [one for portion in self.portions for one in portion]
+
+    async def __call__(self, portion: list[Entry]) -> None:
+        """Run one portion."""
+        self.portions.append([number(entry) for entry in portion])
+        self.running += 1
+        self.most_at_once = max(self.most_at_once, self.running)
+        try:
+            await self.open.wait()
+        finally:
+            self.running -= 1
+
+
+def make(
+    run: Callable[[list[Entry]], Awaitable[None]],
+    *,
+    concurrency: int = 1,
+    portion: int = 1,
+    most: int = 512,
+    most_at_once: int = 512,
+) -> Dispatcher:
+    """Make a dispatcher."""
+    return Dispatcher(
+        concurrency=concurrency,
+        portion=portion,
+        run=run,
+        read_ahead=ReadAhead(slots=concurrency, most=most, most_bytes=8_000_000),
+        most_at_once=most_at_once,
+    )
+
+
+@asynccontextmanager
+async def working(dispatcher: Dispatcher, workers: int = 1) -> AsyncIterator[None]:
+    """Let so many workers run in the block."""
+    async with create_task_group() as tasks:
+        for _ in range(workers):
+            tasks.start_soon(dispatcher.work)
+        yield
+        tasks.cancel_scope.cancel()
+
+
+async def test_every_entry_is_run_once_in_order() -> None:
+    """One worker takes them as they came."""
+    work = Work()
+    dispatcher = make(work)
+
+    async with working(dispatcher):
+        dispatcher.offer(entries(100))
+        await eventually(lambda: dispatcher.handled == 100)
+
+    assert work.numbers == list(range(100))
+    assert (dispatcher.running, dispatcher.waiting) == (0, 0)
+
+
+async def test_as_many_run_at_once_as_there_are_workers() -> None:
+    """Each woken worker wakes the next before it starts, so all of them get to work."""
+    work = Work()
+    work.open.clear()
+    dispatcher = make(work, concurrency=5)
+
+    async with working(dispatcher, 5):
+        dispatcher.offer(entries(20))
+        await eventually(lambda: work.running == 5)
+        work.open.set()
+        await eventually(lambda: dispatcher.handled == 20)
+
+    assert work.most_at_once == 5
+    assert sorted(work.numbers) == list(range(20))
+
+
+@pytest.mark.parametrize("pieces", [1, 3, 20])
+async def test_no_wake_up_is_lost_between_offers(pieces: int) -> None:
+    """However the entries come in, idle workers are woken for them."""
+    work = Work()
+    dispatcher = make(work, concurrency=4)
+
+    async with working(dispatcher, 4):
+        for entry in entries(60):
+            dispatcher.offer([entry])
+            if number(entry) % pieces == 0:
+                await asyncio.sleep(0)
+        await eventually(lambda: dispatcher.handled == 60)
+
+    assert sorted(work.numbers) == list(range(60))
+
+
+async def test_a_worker_takes_a_portion_and_waits_for_no_more() -> None:
+    """A batch is what is there, up to its size."""
+    work = Work()
+    dispatcher = make(work, portion=10)
+
+    async with working(dispatcher):
+        dispatcher.offer(entries(25))
+        await eventually(lambda: dispatcher.handled == 25)
+
+    assert [len(portion) for portion in work.portions] == [10, 10, 5]
+
+
+async def test_there_is_room_for_what_the_workers_can_start() -> None:
+    """Nothing is read ahead before the handlers were measured."""
+    work = Work()
+    work.open.clear()
+    dispatcher = make(work, concurrency=3)
+
+    async with working(dispatcher, 3):
+        assert dispatcher.room() == 3
+        dispatcher.offer(entries(2))
+        await eventually(lambda: work.running == 2)
+        assert dispatcher.room() == 1
+        dispatcher.offer(entries(1))
+        await eventually(lambda: work.running == 3)
+        assert dispatcher.room() == 0
+        work.open.set()
+
+
+async def test_a_batch_handler_has_room_for_whole_batches() -> None:
+    """Each free worker could take a full one."""
+    dispatcher = make(Work(), concurrency=2, portion=50)
+
+    assert dispatcher.room() == 100
+
+
+async def test_no_read_asks_for_more_than_it_may_bring() -> None:
+    """`count` bounds one read, whatever room there is."""
+    dispatcher = make(Work(), concurrency=16, most_at_once=5)
+
+    assert dispatcher.room() == 5
+
+
+async def test_a_large_stock_is_not_topped_up_one_by_one() -> None:
+    """A read for one more is worth its round trip only when little is left."""
+    work = Work()
+    dispatcher = make(work, concurrency=1)
+    async with working(dispatcher):
+        while not dispatcher.room() > 100:
+            dispatcher.offer(entries(500))
+            await eventually(lambda: not dispatcher.waiting)
+        work.open.clear()
+        dispatcher.offer(entries(1 + dispatcher.room()))
+        await eventually(lambda: work.running == 1)
+
+        full = dispatcher.room()
+        while dispatcher.waiting > 5:  # the stock shrinks, as if others had taken it
+            dispatcher._entries.pop()
+        nearly_empty = dispatcher.room()
+        work.open.set()
+
+    assert full == 0
+    assert nearly_empty > 25
+
+
+async def test_who_waits_for_room_is_told_when_a_handler_ends() -> None:
+    """The reader asks again as soon as there is something to ask for."""
+    work = Work()
+    work.open.clear()
+    dispatcher = make(work)
+    async with working(dispatcher):
+        dispatcher.offer(entries(1))
+        await eventually(lambda: work.running == 1)
+        waiting = asyncio.ensure_future(dispatcher.wait_for_room())
+        await asyncio.sleep(0)
+        assert not waiting.done()
+
+        work.open.set()
+
+        with fail_after(1):
+            await waiting
+        assert dispatcher.room() >= 1
+
+
+async def test_a_closed_dispatcher_gives_back_what_was_not_started() -> None:
+    """It starts nothing more, has no room, and tells who waits for it."""
+    work = Work()
+    work.open.clear()
+    dispatcher = make(work)
+    async with working(dispatcher):
+        dispatcher.offer(entries(5))
+        await eventually(lambda: work.running == 1)
+
+        unstarted = dispatcher.close()
+
+        assert [number(entry) for entry in unstarted] == [1, 2, 3, 4]
+        assert dispatcher.close() == []
+        assert dispatcher.is_closed
+        assert dispatcher.room() == 0
+        with fail_after(1):
+            await dispatcher.wait_for_room()
+        work.open.set()
+        with fail_after(1):
+            await dispatcher.finished()
+    assert work.numbers == [0]
+
+
+async def test_finished_waits_for_the_handler_that_runs() -> None:
+    """Draining means that what was started may end."""
+    work = Work()
+    work.open.clear()
+    dispatcher = make(work)
+    async with working(dispatcher):
+        dispatcher.offer(entries(1))
+        await eventually(lambda: work.running == 1)
+        dispatcher.close()
+        finished = asyncio.ensure_future(dispatcher.finished())
+        await asyncio.sleep(0)
+        assert not finished.done()
+
+        work.open.set()
+
+        with fail_after(1):
+            await finished
+
+
+async def test_an_idle_dispatcher_is_finished_once_it_is_closed() -> None:
+    """There is nothing to wait for."""
+    dispatcher = make(Work())
+
+    dispatcher.close()
+
+    with fail_after(1):
+        await dispatcher.finished()
+
+
+async def test_handlers_that_never_wait_leave_the_loop_its_turns() -> None:
+    """Other tasks of the application run between them."""
+    turns = 0
+    seen: list[int] = []
+
+    async def others() -> None:
+        nonlocal turns
+        while True:
+            turns += 1
+            await asyncio.sleep(0)
+
+    async def instant(portion: list[Entry]) -> None:
+        seen.append(turns)
+
+    dispatcher = make(instant)
+    async with create_task_group() as tasks:
+        tasks.start_soon(dispatcher.work)
+        tasks.start_soon(others)
+        dispatcher.offer(entries(320))
+        await eventually(lambda: len(seen) == 320)
+        tasks.cancel_scope.cancel()
+
+    assert len(set(seen)) >= 5

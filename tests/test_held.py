@@ -1,0 +1,54 @@
+from __future__ import annotations
+
+from aioredismq._held import Held
+from aioredismq._message import Entry
+
+
+def entries(*ids: bytes, in_lane: bool = False) -> list[Entry]:
+    """Make entries of one source."""
+    return [Entry(entry_id, [], in_lane=in_lane) for entry_id in ids]
+
+
+def test_what_was_read_is_held_until_it_is_settled() -> None:
+    """An id is held from its read to the answer of what settled it."""
+    held = Held()
+
+    held.add(entries(b"1-0", b"2-0"))
+    held.drop([b"1-0"], in_lane=False)
+
+    assert not held.has(b"1-0", in_lane=False)
+    assert held.has(b"2-0", in_lane=False)
+    assert len(held) == 1
+
+
+def test_the_stream_and_the_lane_are_told_apart() -> None:
+    """Both number their entries by the same clock: one id may mean two messages."""
+    held = Held()
+    held.add(entries(b"1-0"))
+    held.add(entries(b"1-0", in_lane=True))
+
+    held.drop([b"1-0"], in_lane=True)
+
+    assert held.has(b"1-0", in_lane=False)
+    assert not held.has(b"1-0", in_lane=True)
+    assert len(held) == 1
+
+
+def test_reading_an_entry_again_holds_it_once() -> None:
+    """What a lost reply brought is found again among the own pending entries."""
+    held = Held()
+
+    held.add(entries(b"1-0"))
+    held.add(entries(b"1-0"))
+    held.add([])
+
+    assert len(held) == 1
+
+
+def test_dropping_what_is_not_held_changes_nothing() -> None:
+    """An entry may be settled twice, by hand and by a resend."""
+    held = Held()
+
+    held.drop([b"1-0"], in_lane=False)
+
+    assert len(held) == 0
