@@ -14,6 +14,7 @@ from ._errors import QueueDeletedError
 from ._held import Held
 from ._invoker import Invoker
 from ._lease import Lease
+from ._member import Member
 from ._outcome import Release
 from ._promoter import Promoter
 from ._puller import Puller
@@ -69,26 +70,22 @@ class Assembly:
         self._stream = stream
         self._channel = channel
         self._config = config
-        self._group = group = channel.group_name(config.group)
-        self._consumer = consumer
+        group = channel.group_name(config.group)
+        self._member = member = Member(stream, group, consumer)
         self._fail = fail
         self._generation: Generation | None = None
         self.held = Held()
         self._clock = ServerClock()
         self._reporter = Reporter(config.failover_callback)
         self._settler = settler = Settler(
-            stream,
-            group=group,
-            consumer=consumer,
+            member,
             held=self.held,
             failover=config.failover,
             failed=self._failed,
             fatal=fail,
         )
         self._lease = Lease(
-            stream,
-            group=group,
-            consumer=consumer,
+            member,
             held=self.held,
             visibility_timeout=config.visibility_timeout,
             lost=self._lease_lost,
@@ -115,9 +112,7 @@ class Assembly:
             run=invoker.run if self.puller is None else self.puller.run,
         )
         self._promoter = Promoter(
-            stream,
-            group=group,
-            consumer=consumer,
+            member,
             room=self._dispatcher.room,
             wait_for_room=self._dispatcher.wait_for_room,
             deliver=self._deliver_from_lane,
@@ -125,9 +120,7 @@ class Assembly:
             set_clock=self._clock.set,
         )
         self._reader = Reader(
-            stream,
-            group=group,
-            consumer=consumer,
+            member,
             open_wire=lambda: channel.connection.reserve(
                 stream.keys.stream, longest_block=LONGEST_BLOCK
             ),
@@ -138,9 +131,7 @@ class Assembly:
             mend=self._mend,
         )
         self._recoverer = Recoverer(
-            stream,
-            group=group,
-            consumer=consumer,
+            member,
             visibility_timeout=config.visibility_timeout,
             max_crashes=config.max_crashes,
             may_claim=self._lease.may_claim,
@@ -196,8 +187,10 @@ class Assembly:
         await self._reader.stop()
         await self._settler.flushed()
         await self._reporter.told()
-        if not await self._stream.forget_consumer(self._group, self._consumer):
-            logger.warning("consumer %s leaves pending messages behind", self._consumer)
+        if not await self._member.forget():
+            logger.warning(
+                "consumer %s leaves pending messages behind", self._member.consumer
+            )
 
     def close(self) -> None:
         """Listen to nobody any more."""
@@ -276,7 +269,7 @@ class Assembly:
 
     async def _open_group(self, *, again: bool = False) -> Generation:
         return await self._stream.open_group(
-            self._group,
+            self._member.group,
             latest=self._config.start == "latest",
             again=again,
             rules=self._channel.rules,
@@ -289,12 +282,12 @@ class Assembly:
             self._generation
         ):
             msg = (
-                f"queue {name!r} or its group {self._group!r} was deleted while it was "
+                f"queue {name!r} or its group {self._member.group!r} was deleted while it was "
                 "consumed"
             )
             raise QueueDeletedError(msg) from None
         self._generation = await self._open_group(again=True)
-        logger.warning("group %s of %s was gone: made again", self._group, name)
+        logger.warning("group %s of %s was gone: made again", self._member.group, name)
 
 
 def _dispatcher(

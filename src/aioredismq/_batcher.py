@@ -14,6 +14,7 @@ from collections import deque
 from typing import TYPE_CHECKING, Any
 
 from . import _scripts as scripts
+from ._batch import Batch
 from ._errors import (
     BacklogError,
     ConnectionLostError,
@@ -45,48 +46,6 @@ _PAUSE = 0.1
 _ELSEWHERE = frozenset({"MOVED", "ASK", "READONLY"})
 
 
-class _Batch:
-    """Messages that travel together, and who waits for their ids."""
-
-    __slots__ = (
-        "__weakref__",
-        "arguments",
-        "count",
-        "deadline",
-        "first_sent",
-        "has_times",
-        "ids",
-        "number",
-        "size",
-        "under_way",
-        "waiters",
-        "whole",
-    )
-
-    def __init__(self, number: int, deadline: float) -> None:
-        self.number = number
-        self.deadline = deadline
-        self.arguments: list[bytes | str | int] = []
-        self.count = 0
-        self.size = 0
-        self.first_sent: float | None = None
-        self.ids: list[str] | None = None
-        self.has_times = False
-        self.under_way = False
-        self.waiters: list[asyncio.Future[str]] = []
-        self.whole: asyncio.Future[list[str]] | None = None
-
-    def add(self, fields: Sequence[bytes], size: int, times: str = "") -> None:
-        if times:
-            self.has_times = True
-            self.arguments.append(f"{len(fields)}:{times}")
-        else:
-            self.arguments.append(len(fields))
-        self.arguments += fields
-        self.count += 1
-        self.size += size
-
-
 class Batcher:
     """Gather sends to one stream and see each through to its ids or its error.
 
@@ -103,11 +62,11 @@ class Batcher:
         self._keys_with_times = [*self._keys, keys.delayed, keys.delayed_fields]
         self._bell = keys.bell
         self._next = 1
-        self._open: _Batch | None = None
+        self._open: Batch | None = None
         self._flush_due = False
-        self._unresolved: dict[int, _Batch] = {}
+        self._unresolved: dict[int, Batch] = {}
         # Given up without an answer; alive as long as somebody may still `retry()` it.
-        self._uncertain: weakref.WeakValueDictionary[int, _Batch] = (
+        self._uncertain: weakref.WeakValueDictionary[int, Batch] = (
             weakref.WeakValueDictionary()
         )
         self._waiting = 0
@@ -244,9 +203,9 @@ class Batcher:
 
     # -- batches -------------------------------------------------------------------------------
 
-    def _open_batch(self) -> _Batch:
+    def _open_batch(self) -> Batch:
         deadline = self._loop.time() + self._config.produce_timeout
-        batch = self._open = _Batch(self._next, deadline)
+        batch = self._open = Batch(self._next, deadline)
         self._next += 1
         return batch
 
@@ -261,7 +220,7 @@ class Batcher:
             self._unresolved[batch.number] = batch
             self._send(batch)
 
-    def _send(self, batch: _Batch, *, whole: bool = False) -> None:
+    def _send(self, batch: Batch, *, whole: bool = False) -> None:
         if self._timer is None:
             self._watch()
         if not self._link.is_up:
@@ -302,7 +261,7 @@ class Batcher:
             if not batch.under_way:
                 self._send(batch)
 
-    def _answered(self, batch: _Batch, reply: Any) -> None:
+    def _answered(self, batch: Batch, reply: Any) -> None:
         batch.under_way = False
         if isinstance(reply, bytes):
             self._resolve(batch, reply.decode().split(" "))
@@ -319,7 +278,7 @@ class Batcher:
         else:
             self._reject(batch, reply)
 
-    def _resolve(self, batch: _Batch, ids: list[str]) -> None:
+    def _resolve(self, batch: Batch, ids: list[str]) -> None:
         batch.ids = ids
         self._uncertain.pop(batch.number, None)
         if not self._settle(batch):
@@ -330,7 +289,7 @@ class Batcher:
         if batch.whole is not None and not batch.whole.done():
             batch.whole.set_result(ids)
 
-    def _reject(self, batch: _Batch, error: ServerError) -> None:
+    def _reject(self, batch: Batch, error: ServerError) -> None:
         if not self._settle(batch):
             return
         for future in batch.waiters:
@@ -339,7 +298,7 @@ class Batcher:
         if batch.whole is not None and not batch.whole.done():
             batch.whole.set_exception(error.again())
 
-    def _settle(self, batch: _Batch) -> bool:
+    def _settle(self, batch: Batch) -> bool:
         """Take a batch off the unresolved; False when it was given up before."""
         if self._unresolved.pop(batch.number, None) is None:
             return False
@@ -364,7 +323,7 @@ class Batcher:
             # Batches come in the order of their deadlines, so this fires seldom.
             self._timer = self._loop.call_at(max(first, now + 0.01), self._watch)
 
-    def _give_up(self, batch: _Batch) -> None:
+    def _give_up(self, batch: Batch) -> None:
         if batch.first_sent is None:
             reason = self._link.failure or ConnectionLostError(
                 "there is no connection to Redis"
@@ -379,7 +338,7 @@ class Batcher:
         if batch.whole is not None and not batch.whole.done():
             batch.whole.set_exception(self._doubt(batch, 0))
 
-    def _doubt(self, batch: _Batch, at: int) -> PublishUncertainError:
+    def _doubt(self, batch: Batch, at: int) -> PublishUncertainError:
         async def again() -> str:
             try:
                 return (await self._retry(batch))[at]
@@ -392,7 +351,7 @@ class Batcher:
             again,
         )
 
-    async def _retry(self, batch: _Batch) -> list[str]:
+    async def _retry(self, batch: Batch) -> list[str]:
         """Send a batch that was given up again, once for all who ask."""
         if batch.ids is not None:
             return batch.ids  # the answer came late

@@ -123,6 +123,10 @@ class QueueKeys:
         """Sorted set: when each waiting retry of one group is due (server ms)."""
         return f"{self._root}:due:{group}"
 
+    def of_lane(self, group: str) -> list[str]:
+        """All keys of a group's lane: the lane, its delayed set, its delayed fields."""
+        return [self.lane(group), self.due(group), self.later(group)]
+
     def later(self, group: str) -> str:
         """Hash: the fields of each waiting retry of one group."""
         return f"{self._root}:later:{group}"

@@ -13,8 +13,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from ._held import Held
+    from ._member import Member
     from ._message import Entry
-    from ._stream import Stream
 
 logger = logging.getLogger("aioredismq")
 
@@ -35,10 +35,8 @@ class Lease:
 
     def __init__(
         self,
-        stream: Stream,
+        member: Member,
         *,
-        group: str,
-        consumer: str,
         held: Held,
         visibility_timeout: float,
         lost: Callable[[bytes, bool], None],
@@ -46,23 +44,19 @@ class Lease:
         """Nothing is renewed before `run()`.
 
         Args:
-            stream: The queue.
-            group: The group.
-            consumer: Who holds.
+            member: This consumer in Redis.
             held: What is held.
             visibility_timeout: Seconds a lease lasts; it is renewed every third of them.
             lost: Told of the id of each lost lease, and whether it was in the lane.
         """
-        self._stream = stream
-        self._group = group
-        self._consumer = consumer
+        self._member = member
         self._held = held
         self._period = visibility_timeout / 3
         self._lost = lost
         self._told: set[tuple[bytes, bool]] = set()
         self._sound_since = time.monotonic()
         self._due = time.monotonic() + self._period
-        stream.link.on_up(self._unsound)
+        member.link.on_up(self._unsound)
 
     def may_claim(self) -> bool:
         """Say whether others have had the time to renew what is theirs.
@@ -92,7 +86,7 @@ class Lease:
 
     def close(self) -> None:
         """Listen to nobody any more."""
-        self._stream.link.forget(self._unsound)
+        self._member.link.forget(self._unsound)
 
     async def run(self) -> None:
         """Renew until cancelled."""
@@ -119,7 +113,9 @@ class Lease:
                 for at in range(0, len(ids), _CHUNK):
                     await self.renew(ids[at : at + _CHUNK], in_lane=in_lane)
         except ServerError as error:
-            logger.debug("leases of %s could not be renewed: %s", self._group, error)
+            logger.debug(
+                "leases of %s could not be renewed: %s", self._member.group, error
+            )
             self._unsound()
             self._due = time.monotonic() + min(1.0, self._period)
         else:
@@ -137,9 +133,7 @@ class Lease:
         """
         asked = time.monotonic()
         try:
-            lost = await self._stream.renew(
-                self._group, self._consumer, ids, in_lane=in_lane
-            )
+            lost = await self._member.renew(ids, in_lane=in_lane)
         except CommandRefusedError as error:
             if error.code != "NOGROUP":
                 raise
@@ -162,7 +156,7 @@ class Lease:
             logger.warning(
                 "the lease of entry %s of %s is lost: another consumer may run it too",
                 entry_id.decode(),
-                self._group,
+                self._member.group,
             )
             self._lost(entry_id, in_lane)
 

@@ -14,8 +14,8 @@ from ._errors import ConnectionLostError, ServerFullError, ServerNotReadyError
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
 
+    from ._member import Member
     from ._message import Entry
-    from ._stream import Stream
 
 logger = logging.getLogger("aioredismq")
 
@@ -33,10 +33,8 @@ class Promoter:
 
     def __init__(
         self,
-        stream: Stream,
+        member: Member,
         *,
-        group: str,
-        consumer: str,
         room: Callable[[], int],
         wait_for_room: Callable[[], Awaitable[None]],
         deliver: Callable[[Sequence[Entry]], None],
@@ -46,18 +44,14 @@ class Promoter:
         """Nothing is asked before `run()`.
 
         Args:
-            stream: The queue.
-            group: The group.
-            consumer: Name under which entries become pending.
+            member: This consumer in Redis.
             room: Says how many entries there is room for now.
             wait_for_room: Returns when there is room again.
             deliver: Takes what was read.
             held: Says whether an id of the lane is known to this consumer.
             set_clock: Told of the server's time whenever it is seen.
         """
-        self._stream = stream
-        self._group = group
-        self._consumer = consumer
+        self._member = member
         self._room = room
         self._wait_for_room = wait_for_room
         self._deliver = deliver
@@ -68,7 +62,7 @@ class Promoter:
         self._look_back = False
         self._stopping = False
         self._next_due: float | None = None
-        stream.link.on_up(self._reconnected)
+        member.link.on_up(self._reconnected)
 
     def ring(self) -> None:
         """Look soon: something may be there."""
@@ -102,7 +96,9 @@ class Promoter:
                     ServerFullError,
                 ) as error:
                     logger.debug(
-                        "could not look into the lane of %s: %s", self._group, error
+                        "could not look into the lane of %s: %s",
+                        self._member.group,
+                        error,
                     )
                     self._look_back = True
                     await asyncio.sleep(_PAUSE)
@@ -113,7 +109,7 @@ class Promoter:
                     await self._rung.wait()
         finally:
             self._served.set()
-            self._stream.link.forget(self._reconnected)
+            self._member.link.forget(self._reconnected)
 
     def _until_next(self) -> float:
         pulse = random.uniform(*_PULSE)
@@ -130,7 +126,7 @@ class Promoter:
             room = self._room()
             if room < 1:
                 continue
-            taken = await self._stream.take(self._group, self._consumer, room)
+            taken = await self._member.take(room)
             if taken.entries:
                 self._deliver(taken.entries)
             self._next_due = taken.next_due
@@ -139,9 +135,7 @@ class Promoter:
 
     async def _look_at_own(self) -> None:
         """Find what a lost reply has left pending under this consumer."""
-        lost = await self._stream.own_pending(
-            self._group, self._consumer, in_lane=True, held=self._held
-        )
+        lost = await self._member.own_pending(in_lane=True, held=self._held)
         if lost:
             self._deliver(lost)
 

@@ -28,8 +28,8 @@ from ._wire import exchange
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
 
+    from ._member import Member
     from ._message import Entry
-    from ._stream import Stream
     from ._wire import Wire
 
 logger = logging.getLogger("aioredismq")
@@ -54,10 +54,8 @@ class Reader:
 
     def __init__(
         self,
-        stream: Stream,
+        member: Member,
         *,
-        group: str,
-        consumer: str,
         open_wire: Callable[[], Awaitable[Wire]],
         room: Callable[[], int],
         wait_for_room: Callable[[], Awaitable[None]],
@@ -68,9 +66,7 @@ class Reader:
         """Nothing is opened before `run()`.
 
         Args:
-            stream: What to read.
-            group: The group.
-            consumer: Name under which entries become pending.
+            member: This consumer in Redis.
             open_wire: Opens the connection that blocks.
             room: Says how many entries there is room for now.
             wait_for_room: Returns when there is room again.
@@ -78,9 +74,7 @@ class Reader:
             held: Says whether an id is known to this consumer.
             mend: Makes the group again when it is gone; raises when it was deleted on purpose.
         """
-        self._stream = stream
-        self._group = group
-        self._consumer = consumer
+        self._member = member
         self._open_wire = open_wire
         self._room = room
         self._wait_for_room = wait_for_room
@@ -116,7 +110,7 @@ class Reader:
                     raise
                 except (ConnectionLostError, ServerNotReadyError) as error:
                     logger.debug(
-                        "the reader of %s lost its line: %s", self._group, error
+                        "the reader of %s lost its line: %s", self._member.group, error
                     )
                     self._close()
                     await self._pause(following())
@@ -159,7 +153,7 @@ class Reader:
 
     async def _wake(self, wire_id: int) -> None:
         try:
-            await self._stream.link.call("CLIENT", "UNBLOCK", wire_id, patience=1.0)
+            await self._member.link.call("CLIENT", "UNBLOCK", wire_id, patience=1.0)
         except PermissionDeniedError:
             self._wire_id = None  # the read ends by itself
         except ServerError as error:
@@ -182,9 +176,7 @@ class Reader:
         except (PermissionDeniedError, CommandRefusedError):
             self._wire_id = None
         # A read whose reply was lost has left entries pending under this name, unseen.
-        lost = await self._stream.own_pending(
-            self._group, self._consumer, in_lane=False, held=self._held
-        )
+        lost = await self._member.own_pending(in_lane=False, held=self._held)
         if lost:
             logger.info("found %d entries of a lost read", len(lost))
             self._deliver(lost)
@@ -195,9 +187,7 @@ class Reader:
         if self._stopping or count < 1 or self._wire is None:
             return
         block = LONGEST_BLOCK if self._wire_id is not None else _SHORT_BLOCK
-        command = self._stream.read_command(
-            self._group, self._consumer, count, int(block * 1000)
-        )
+        command = self._member.read_command(count, int(block * 1000))
         reply: asyncio.Future[object] = asyncio.get_running_loop().create_future()
         self._wire.submit(command, lambda answer: _resolve(reply, answer))
         self._blocked, self._asked = True, count
@@ -205,7 +195,7 @@ class Reader:
             answer = await reply
         finally:
             self._blocked, self._asked = False, 0
-        entries = self._stream.read_entries(answer)
+        entries = self._member.read_entries(answer)
         if entries:
             self._deliver(entries)
 

@@ -21,9 +21,9 @@ from ._outcome import DeadLetter, Failure
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
+    from ._member import Member
     from ._message import Entry
     from ._outcome import Outcome
-    from ._stream import Stream
 
 logger = logging.getLogger("aioredismq")
 
@@ -49,10 +49,8 @@ class Recoverer:
 
     def __init__(
         self,
-        stream: Stream,
+        member: Member,
         *,
-        group: str,
-        consumer: str,
         visibility_timeout: float,
         max_crashes: int,
         may_claim: Callable[[], bool],
@@ -64,9 +62,7 @@ class Recoverer:
         """Nothing is looked for before `run()`.
 
         Args:
-            stream: The queue.
-            group: The group.
-            consumer: Name under which entries become pending.
+            member: This consumer in Redis.
             visibility_timeout: Seconds without renewal after which an entry is abandoned.
             max_crashes: Crashes that make a dead letter.
             may_claim: Says whether others have had the time to renew.
@@ -76,9 +72,7 @@ class Recoverer:
             settle: Does what an outcome says with an entry.
             mend: Makes the group again when it is gone; raises when it was deleted on purpose.
         """
-        self._stream = stream
-        self._group = group
-        self._consumer = consumer
+        self._member = member
         self._visibility_timeout = visibility_timeout
         self._max_crashes = max_crashes
         self._may_claim = may_claim
@@ -124,19 +118,17 @@ class Recoverer:
         if time.monotonic() < self._retire_at:
             return
         self._retire_at = time.monotonic() + _RETIRE_EVERY
-        retired = await self._stream.retire_consumers(
-            self._group,
-            self._consumer,
+        retired = await self._member.retire_others(
             inactive=max(_RETIRE_AFTER, 4 * self._visibility_timeout),
         )
         if retired:
-            logger.info("removed %d unused consumer names of %s", retired, self._group)
+            logger.info(
+                "removed %d unused consumer names of %s", retired, self._member.group
+            )
 
     async def _look(self) -> bool:
         """Take one over if there is any; True when it is worth looking on at once."""
-        found = await self._stream.recover(
-            self._group,
-            self._consumer,
+        found = await self._member.recover(
             visibility_timeout=self._visibility_timeout,
             take=self._may_claim() and self._free(),
             running=self._running,
@@ -147,7 +139,7 @@ class Recoverer:
         logger.warning(
             "took over entry %s of %s: its consumer is gone%s",
             entry.id.decode(),
-            self._group,
+            self._member.group,
             f" (crash {entry.crashes})" if entry.crashes else "",
         )
         if entry.crashes >= self._max_crashes:

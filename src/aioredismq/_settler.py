@@ -19,15 +19,15 @@ from ._errors import (
     ServerFullError,
     ServerNotReadyError,
 )
+from ._member import Move
 from ._outcome import Ack, DeadLetter, Failure, Outcome, Release, Retry
-from ._stream import Move
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from ._held import Held
+    from ._member import Member, Where
     from ._message import Entry
-    from ._stream import Stream, Where
 
 logger = logging.getLogger("aioredismq")
 
@@ -53,10 +53,8 @@ class Settler:
 
     def __init__(
         self,
-        stream: Stream,
+        member: Member,
         *,
-        group: str,
-        consumer: str,
         held: Held,
         failover: bool,
         failed: Callable[[Entry, Failure], None],
@@ -65,17 +63,13 @@ class Settler:
         """Nothing is sent before something is settled.
 
         Args:
-            stream: Where entries came from.
-            group: The group.
-            consumer: Name under which they are pending.
+            member: This consumer in Redis.
             held: What is held; settled entries are dropped from it.
             failover: Whether what failed for good becomes a dead letter.
             failed: Told of each message that has failed for good, after it was put aside.
             fatal: Told of an error that does not pass by itself.
         """
-        self._stream = stream
-        self._group = group
-        self._consumer = consumer
+        self._member = member
         self._held = held
         self._failover = failover
         self._failed = failed
@@ -93,7 +87,7 @@ class Settler:
         self._quiet.set()
         self.lost = 0
         """Entries that somebody else held by the time they were settled."""
-        stream.link.on_up(self._go_on)
+        member.link.on_up(self._go_on)
 
     # -- what became of it ---------------------------------------------------------------------
 
@@ -119,7 +113,9 @@ class Settler:
                 self._move(Move(entry, where, fields, after))
             case DeadLetter(failure) if self._failover:
                 tried = failure.reason not in {"crashed", "expired"}
-                fields = history.put_aside(entry, attempt + tried, self._group, failure)
+                fields = history.put_aside(
+                    entry, attempt + tried, self._member.group, failure
+                )
                 self._move(Move(entry, "dead", fields), failure)
             case DeadLetter(failure):
                 self.ack(entry)
@@ -134,7 +130,7 @@ class Settler:
 
     def close(self) -> None:
         """Send nothing more."""
-        self._stream.link.forget(self._go_on)
+        self._member.link.forget(self._go_on)
 
     # -- acknowledgements ----------------------------------------------------------------------
 
@@ -150,14 +146,14 @@ class Settler:
             self._look_for_quiet()
             return
         batch = ids[:_MOST]
-        if not self._stream.link.is_up:
+        if not self._member.link.is_up:
             return  # sent when it is up again
-        command = self._stream.settle_command(
-            self._group, batch, in_lane=in_lane, whole=whole
+        command = self._member.settle_command(
+            batch, in_lane=in_lane, whole=whole
         )
         del ids[: len(batch)]
         self._acking = True
-        self._stream.link.submit(
+        self._member.link.submit(
             command, lambda reply: self._acked(batch, reply, in_lane=in_lane)
         )
 
@@ -176,7 +172,7 @@ class Settler:
                 pass  # sent when it is up again
             case ServerNotReadyError() | ServerFullError():
                 if reply.code in {"MOVED", "ASK", "READONLY"}:
-                    self._stream.link.renew()
+                    self._member.link.renew()
                 self._loop.call_later(_PAUSE, self._send_acks)
             case ServerError():
                 self._fatal(reply)
@@ -215,9 +211,7 @@ class Settler:
     async def _send_moves(self, batch: Sequence[_Moving]) -> None:
         while True:
             try:
-                held = await self._stream.move(
-                    self._group, self._consumer, [item.move for item in batch]
-                )
+                held = await self._member.move([item.move for item in batch])
             except (ConnectionLostError, ServerNotReadyError, ServerFullError) as error:
                 logger.debug("settling waits: %s", error)
                 await asyncio.sleep(_PAUSE)
