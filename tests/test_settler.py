@@ -11,6 +11,7 @@ from redis.asyncio import Redis
 
 from aioredismq._held import Held
 from aioredismq._message import Entry
+from aioredismq._member import Member
 from aioredismq._outcome import Ack, DeadLetter, Failure, Release, Retry
 from aioredismq._settler import Settler
 from tests.looking import Left, dead_letters, deliver, left, opened_stream
@@ -38,9 +39,7 @@ class Settling:
         self.failed: list[tuple[Entry, Failure]] = []
         self.fatal: list[ServerError] = []
         self.settler = Settler(
-            stream,
-            group=GROUP,
-            consumer=CONSUMER,
+            Member(stream, GROUP, CONSUMER),
             held=self.held,
             failover=failover,
             failed=lambda entry, failure: self.failed.append((entry, failure)),
@@ -55,7 +54,7 @@ class Settling:
 
     async def hold_from_lane(self, count: int) -> list[Entry]:
         """Take what has come back, which is then held."""
-        taken = await self.stream.take(GROUP, CONSUMER, count)
+        taken = await Member(self.stream, GROUP, CONSUMER).take(count)
         self.held.add(taken.entries)
         return taken.entries
 
