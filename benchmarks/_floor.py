@@ -90,6 +90,14 @@ class BareConnection(asyncio.Protocol):
         self._waiting.append(future)
         return future
 
+    def send_now(self, command: bytes) -> asyncio.Future[Any]:
+        """Send a packed command at once: the shortest way for one that is alone."""
+        assert self._transport is not None
+        self._transport.write(command)
+        future: asyncio.Future[Any] = self._loop.create_future()
+        self._waiting.append(future)
+        return future
+
     async def call(self, *words: str | bytes | float) -> Any:
         """Pack and send one command, and wait for its reply: for what is not measured.
 
@@ -157,7 +165,16 @@ async def produce_one_at_a_time(
 ) -> None:
     """Send a packed XADD, await its reply, send the next: a round trip each, nothing else."""
     for _ in range(messages):
-        await connection.send(command)
+        await connection.send_now(command)
+
+
+async def produce_one_at_a_time_json(
+    connection: BareConnection, stream: str, body: object, *, messages: int
+) -> None:
+    """Do the same, with the standard library's JSON and packing for each message."""
+    encode = json.JSONEncoder(separators=(",", ":")).encode
+    for _ in range(messages):
+        await connection.send_now(pack_xadd(stream, encode(body).encode()))
 
 
 async def drain_overlapped(

@@ -71,6 +71,7 @@ COMPARISONS = (
     Comparison("produce, 256 tasks", "bare produce, 256 tasks, with JSON"),
     Comparison("produce, 256 tasks", "redis-py produce, one at a time"),
     Comparison("produce, one at a time", "bare produce, one at a time", 0.65),
+    Comparison("produce, one at a time", "bare produce, one at a time, with JSON"),
     Comparison("produce, one at a time", "redis-py produce, one at a time"),
     Comparison("drain, 64 handlers", "bare drain", 0.15),
     Comparison("drain, 64 handlers", "bare drain, deleting nothing", 0.15),
@@ -107,6 +108,7 @@ class Throughput:
             "bare produce, 256 tasks, with JSON": self.bare_coalesced_json,
             "bare produce, one at a time": self.bare_one_at_a_time,
             "produce, one at a time": self.ours_one_at_a_time,
+            "bare produce, one at a time, with JSON": self.bare_one_at_a_time_json,
             "redis-py produce, one at a time": self.naive_one_at_a_time,
             "bare drain": self.bare_drain,
             "drain, 64 handlers": self.ours_drain,
@@ -172,6 +174,18 @@ class Throughput:
         ):
             for _ in range(messages):
                 await queue.produce(self._body)
+        return watch.sample
+
+    async def bare_one_at_a_time_json(self, share: float) -> Sample:
+        """Measure the floor with the standard library's JSON and a packing per message."""
+        messages = self._count(share * _SLOW)
+        async with (
+            self._stream(stored=messages) as stream,
+            self._watch(messages) as watch,
+        ):
+            await _floor.produce_one_at_a_time_json(
+                self._bare, stream, self._body, messages=messages
+            )
         return watch.sample
 
     async def naive_one_at_a_time(self, share: float) -> Sample:
