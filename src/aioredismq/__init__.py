@@ -19,6 +19,7 @@ New here? `_message`, `_outcome`, `_stream`, then `_consumer`.
 from ._config import ConsumerConfig, ProducerConfig, QueueConfig
 from ._connection import Connection
 from ._consumer import Consumer
+from ._dead_letters import DeadLetter, DeadLetters, Redriven
 from ._errors import (
     AuthenticationError,
     BacklogError,
@@ -62,6 +63,8 @@ __all__ = [
     "ConnectionLostError",
     "Consumer",
     "ConsumerConfig",
+    "DeadLetter",
+    "DeadLetters",
     "DecodeError",
     "EncodeError",
     "ExponentialBackoff",
@@ -84,6 +87,7 @@ __all__ = [
     "QueueMismatchError",
     "Record",
     "RedisMessageQueue",
+    "Redriven",
     "RejectMessage",
     "RetryMessage",
     "RetryPolicy",

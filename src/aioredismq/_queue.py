@@ -13,8 +13,9 @@ from ._channel import Channel, connection_for
 from ._codec import decoder, open_envelope, open_original
 from ._config import ConsumerOptions, QueueOptions, consumer_config, split_options
 from ._consumer import Consumer
+from ._dead_letters import DeadLetters
 from ._errors import ConfigurationError, DecodeError, NotInitializedError
-from ._message import Record
+from ._message import Entry, Record
 from ._producer import Producer
 
 if TYPE_CHECKING:
@@ -29,7 +30,6 @@ if TYPE_CHECKING:
 
     from ._config import ConsumerConfig
     from ._connection import Connection
-    from ._message import Entry
     from ._stream import GroupInfo, Stream
 
 _Handler = TypeVar("_Handler", bound="Callable[..., Any]")
@@ -86,6 +86,10 @@ class RedisMessageQueue:
         """Consumers started by `consume`, `consuming` and `run`, the ended ones included until
         the next start."""
         self._stream: Stream | None = None
+        self._dead_letters = DeadLetters(
+            self._require_stream,
+            lambda row: self._record(Entry(row[0], row[1], in_lane=False)),
+        )
 
     @property
     def name(self) -> str:
@@ -339,6 +343,11 @@ class RedisMessageQueue:
             body = envelope.raw
         pairs = zip(entry.fields[::2], entry.fields[1::2], strict=False)
         return Record(entry.id.decode(), body, envelope.headers, dict(pairs))
+
+    @property
+    def dead_letters(self) -> DeadLetters:
+        """What failed for good: list, redrive, discard."""
+        return self._dead_letters
 
     async def groups(self) -> list[GroupInfo]:
         """List the consumer groups with their consumers, pending messages and lag."""

@@ -148,9 +148,7 @@ class Settler:
         batch = ids[:_MOST]
         if not self._member.link.is_up:
             return  # sent when it is up again
-        command = self._member.settle_command(
-            batch, in_lane=in_lane, whole=whole
-        )
+        command = self._member.settle_command(batch, in_lane=in_lane, whole=whole)
         del ids[: len(batch)]
         self._acking = True
         self._member.link.submit(

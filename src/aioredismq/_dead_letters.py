@@ -1,0 +1,306 @@
+"""`DeadLetters`: what failed for good: look at it, bring it back, or let it go."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+from . import _scripts as scripts
+from ._errors import ConfigurationError, ServerError
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable, Mapping
+
+    from ._message import Record
+    from ._stream import Stream
+
+# Letters in one call: with bodies of some KB a few hundred microseconds of the server's time.
+_PAGE = 100
+
+_OURS = ("mq-id", "mq-group", "mq-reason", "mq-detail", "mq-error-type", "mq-traceback")
+
+
+@dataclass(frozen=True, slots=True)
+class DeadLetter:
+    """A message that failed for good.
+
+    Attributes:
+        id: The letter's own id: what `get`, `redrive` and `discard` take.
+        message_id: The id `produce` returned.
+        reason: `rejected`, `attempts`, `crashed`, `decode` or `expired`.
+        detail: The words.
+        error_type: Name of the error's class; empty when nothing was raised.
+        traceback: The end of its traceback.
+        group: The group it died in.
+        attempts: How often a handler was tried.
+        crashes: Processes that ended while it was their marked suspect.
+        produced_at: When it was produced; None for one whose id does not tell (delayed ones).
+        died_at: When it was put aside, by the server's clock.
+        body: Decoded by content type; the raw bytes when it cannot be decoded.
+        headers: The application's headers.
+        fields: Everything stored, as it is.
+    """
+
+    id: str
+    message_id: str
+    reason: str
+    detail: str
+    error_type: str
+    traceback: str = field(repr=False)
+    group: str
+    attempts: int
+    crashes: int
+    produced_at: datetime | None
+    died_at: datetime
+    body: object
+    headers: Mapping[str, str]
+    fields: Mapping[bytes, bytes] = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Redriven:
+    """What a `redrive` has done.
+
+    Attributes:
+        count: Letters brought back.
+        missing: Ids that are not there (any more).
+        without_group: Ids whose group is gone: they stay dead letters.
+    """
+
+    count: int
+    missing: tuple[str, ...]
+    without_group: tuple[str, ...]
+
+
+# Aliases, as inside the class `list` is its method.
+_Page: TypeAlias = list[tuple[str, DeadLetter | None]]
+_Ids: TypeAlias = list[str]
+_Answers: TypeAlias = list[int]
+_Letters: TypeAlias = list[DeadLetter]
+
+
+class DeadLetters:
+    """The dead letters of one queue. Made by `RedisMessageQueue.dead_letters`."""
+
+    def __init__(
+        self, stream: Callable[[], Stream], read: Callable[[Any], Record]
+    ) -> None:
+        """Nothing is asked yet.
+
+        Args:
+            stream: Gives the open queue; raises when it is not.
+            read: Takes an entry apart.
+        """
+        self._stream = stream
+        self._read = read
+
+    async def count(self) -> int:
+        """Count them.
+
+        Raises:
+            ServerError: Redis was away, or refuses.
+        """
+        stream = self._stream()
+        return int(await stream.link.call("XLEN", stream.keys.dead))
+
+    async def list(
+        self,
+        *,
+        reason: str | None = None,
+        since: datetime | float | None = None,
+        limit: int | None = 100,
+    ) -> list[DeadLetter]:
+        """List them, oldest first.
+
+        Args:
+            reason: Only those with this reason.
+            since: Only those that died since: seconds since the epoch, or a `datetime`.
+            limit: At most so many; None for all.
+
+        Raises:
+            ServerError: Redis was away, or refuses.
+        """
+        found: _Letters = []
+        async for letter in self._each(reason, since):
+            if limit is not None and len(found) >= limit:
+                break
+            found.append(letter)
+        return found
+
+    async def get(self, letter_id: str) -> DeadLetter | None:
+        """Give one by its id; None when it is not there.
+
+        Raises:
+            ServerError: Redis was away, or refuses (an id that is none, for one).
+        """
+        stream = self._stream()
+        rows = await stream.link.call("XRANGE", stream.keys.dead, letter_id, letter_id)
+        return self._letter(rows[0]) if rows else None
+
+    async def redrive(
+        self,
+        *ids: str,
+        reason: str | None = None,
+        all: bool = False,  # noqa: A002 -- the word users know
+        reset_attempts: bool = True,
+    ) -> Redriven:
+        """Bring letters back to the group each died in: not to every group.
+
+        Killed at any point, a letter is in exactly one place.
+
+        Args:
+            ids: These letters.
+            reason: Or all with this reason.
+            all: Or all.
+            reset_attempts: Whether attempts and crashes are counted anew.
+
+        Raises:
+            ConfigurationError: Not exactly one of ids, reason and all was given.
+            ServerError: Redis was away, or refuses; what was brought back before stays so.
+        """
+        count, missing, without_group = 0, [], []
+        async for page in self._chosen(ids, reason, everything=all):
+            by_group: dict[str, _Ids] = defaultdict(list)
+            for letter_id, letter in page:
+                if letter is None:
+                    missing.append(letter_id)
+                else:
+                    by_group[letter.group].append(letter_id)
+            for group, members in by_group.items():
+                answers = await self._redrive(group, members, reset=reset_attempts)
+                for letter_id, answer in zip(members, answers, strict=True):
+                    count += answer == 1
+                    if answer == 0:
+                        missing.append(letter_id)
+                    elif answer < 0:
+                        without_group.append(letter_id)
+        return Redriven(count, tuple(missing), tuple(without_group))
+
+    async def discard(
+        self,
+        *ids: str,
+        reason: str | None = None,
+        all: bool = False,  # noqa: A002 -- the word users know
+    ) -> int:
+        """Remove letters for good; returns how many.
+
+        Args:
+            ids: These letters.
+            reason: Or all with this reason.
+            all: Or all.
+
+        Raises:
+            ConfigurationError: Not exactly one of ids, reason and all was given.
+            ServerError: Redis was away, or refuses; what was removed before stays so.
+        """
+        stream = self._stream()
+        count = 0
+        async for page in self._chosen(ids, reason, everything=all):
+            chosen = [letter_id for letter_id, _ in page]
+            count += int(await stream.link.call("XDEL", stream.keys.dead, *chosen))
+        return count
+
+    # ------------------------------------------------------------------------------------------
+
+    async def _redrive(self, group: str, ids: _Ids, *, reset: bool) -> _Answers:
+        stream = self._stream()
+        keys = stream.keys
+        answers: _Answers = await stream.link.run(
+            scripts.REDRIVE,
+            [keys.dead, keys.stream, keys.lane(group)],
+            [group, keys.bell, int(reset), *ids],
+        )
+        return answers
+
+    async def _chosen(
+        self, ids: tuple[str, ...], reason: str | None, *, everything: bool
+    ) -> AsyncIterator[_Page]:
+        """Give the chosen letters page by page: each id, and the letter unless it is gone."""
+        if (bool(ids), reason is not None, everything).count(True) != 1:
+            msg = "say which dead letters: ids, reason=, or all=True"
+            raise ConfigurationError(msg)
+        page: _Page = []
+        for letter_id in ids:
+            page.append((letter_id, await self._get_or_none(letter_id)))
+            if len(page) == _PAGE:
+                yield page
+                page = []
+        if not ids:
+            async for letter in self._each(reason, None):
+                page.append((letter.id, letter))
+                if len(page) == _PAGE:
+                    yield page
+                    page = []
+        if page:
+            yield page
+
+    async def _get_or_none(self, letter_id: str) -> DeadLetter | None:
+        try:
+            return await self.get(letter_id)
+        except ServerError as error:
+            if "Invalid stream ID" not in str(error):
+                raise
+            msg = f"{letter_id!r} is not the id of a dead letter: see `list()`"
+            raise ConfigurationError(msg) from None
+
+    async def _each(
+        self, reason: str | None, since: datetime | float | None
+    ) -> AsyncIterator[DeadLetter]:
+        stream = self._stream()
+        start = "-" if since is None else str(_milliseconds(since))
+        while True:
+            rows = await stream.link.call(
+                "XRANGE", stream.keys.dead, start, "+", "COUNT", _PAGE
+            )
+            for row in rows:
+                letter = self._letter(row)
+                if reason is None or letter.reason == reason:
+                    yield letter
+            if len(rows) < _PAGE:
+                return
+            start = f"({rows[-1][0].decode()}"
+
+    def _letter(self, row: Any) -> DeadLetter:
+        record = self._read(row)
+        said = {
+            name: record.fields.get(name.encode(), b"").decode(
+                "utf-8", "backslashreplace"
+            )
+            for name in _OURS
+        }
+        return DeadLetter(
+            id=record.id,
+            message_id=said["mq-id"],
+            reason=said["mq-reason"],
+            detail=said["mq-detail"],
+            error_type=said["mq-error-type"],
+            traceback=said["mq-traceback"],
+            group=said["mq-group"],
+            attempts=_number(record.fields.get(b"mq-attempt")),
+            crashes=_number(record.fields.get(b"mq-crashes")),
+            produced_at=_moment(said["mq-id"]),
+            died_at=_moment(record.id) or datetime.fromtimestamp(0, UTC),
+            body=record.body,
+            headers=record.headers,
+            fields=record.fields,
+        )
+
+
+def _milliseconds(when: datetime | float) -> int:
+    return int((when.timestamp() if isinstance(when, datetime) else when) * 1000)
+
+
+def _moment(entry_id: str) -> datetime | None:
+    milliseconds, _, sequence = entry_id.partition("-")
+    if not milliseconds.isdigit() or not sequence.isdigit():
+        return None
+    try:
+        return datetime.fromtimestamp(int(milliseconds) / 1000, UTC)
+    except (OverflowError, ValueError, OSError):
+        return None  # an id somebody made up
+
+
+def _number(text: bytes | None) -> int:
+    return int(text) if text is not None and text.isdigit() and len(text) < 16 else 0
