@@ -878,6 +878,35 @@ async def test_a_batch_cut_off_from_outside_is_handed_back() -> None:
     assert settled.of(second) == Release()
 
 
+async def test_a_block_of_a_message_that_is_cut_off_is_handed_back() -> None:
+    """`async with message:` in a handler fails it by errors, not by a shutdown."""
+    started = asyncio.Event()
+
+    async def single(message: Message) -> None:
+        async with message:
+            started.set()
+            await asyncio.sleep(60)
+
+    async def batch(messages: list[Message]) -> None:
+        for message in messages:
+            async with message:
+                if message is messages[-1]:
+                    started.set()
+                    await asyncio.sleep(60)
+
+    for handler, given in ((single, 1), (batch, 3)):
+        started.clear()
+        invoker, settled = make(handler)
+        entries = [entry(number=number) for number in range(given)]
+        async with create_task_group() as tasks:
+            tasks.start_soon(invoker.run, entries)
+            await started.wait()
+            tasks.cancel_scope.cancel()
+
+        assert settled.of(entries[-1]) == Release()
+        assert all(settled.of(one) == Ack() for one in entries[:-1])
+
+
 async def test_a_batch_handler_that_ends_in_a_cancellation_of_its_own_has_failed() -> (
     None
 ):

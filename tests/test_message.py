@@ -204,15 +204,15 @@ async def test_leaving_the_block_leaves_what_was_settled_by_hand() -> None:
 @pytest.mark.parametrize(
     "stop", [asyncio.CancelledError, KeyboardInterrupt, SystemExit]
 )
-async def test_what_ends_the_program_settles_nothing(stop: type[BaseException]) -> None:
-    """It goes further, and the message is handed back."""
+async def test_what_ends_the_program_goes_further(stop: type[BaseException]) -> None:
+    """The consumer is told, and hands the message back: it did not fail."""
     settle = Settled()
 
     with pytest.raises(stop):
         async with message(settle):
             raise stop
 
-    assert not settle.by
+    assert [type(error) for error in settle.by] == [stop]
 
 
 # Without a consumer.

@@ -184,7 +184,10 @@ class Invoker:
         message.close()
         if not by_hand:
             return outcome
-        return Ack() if by_hand[0] is None else self.decide(by_hand[0], entry)
+        [error] = by_hand
+        if error is None:
+            return Ack()
+        return self.decide(error, entry) if isinstance(error, Exception) else outcome
 
     async def _call_entry(
         self,
@@ -245,6 +248,8 @@ class Invoker:
         self, at: int, unsettled: dict[int, Entry]
     ) -> Callable[[BaseException | None], None]:
         def settle(error: BaseException | None) -> None:
+            if error is not None and not isinstance(error, Exception):
+                return  # cancelled: what ends the handler says what becomes of it
             entry = unsettled.pop(at, None)
             if entry is not None:
                 outcome = Ack() if error is None else self.decide(error, entry)

@@ -220,11 +220,13 @@ class Message:
         exc: BaseException | None,
         traceback: TracebackType | None,
     ) -> bool:
-        """Acknowledge, or fail with what was raised; an `Exception` goes no further."""
-        failed = isinstance(exc, Exception)
-        if self._settle is not None and (exc is None or failed):
+        """Acknowledge, or fail with what was raised; an `Exception` goes no further.
+
+        Cancelled in the block, it is handed back.
+        """
+        if self._settle is not None:
             self._end(exc)
-        return failed
+        return isinstance(exc, Exception)
 
     def __repr__(self) -> str:
         return (

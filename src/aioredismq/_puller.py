@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 from ._outcome import Ack, Outcome, Release
 
@@ -12,6 +12,12 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from ._message import Entry, Message
+
+
+_Settle: TypeAlias = "Callable[[BaseException | None], None]"
+
+# Settles what was cut off: no failure, so it is handed back untried.
+_CUT_OFF = asyncio.CancelledError()
 
 
 class Puller:
@@ -23,7 +29,7 @@ class Puller:
     def __init__(
         self,
         *,
-        make: Callable[[Entry, Callable[[BaseException | None], None]], Message],
+        make: Callable[[Entry, _Settle], Message],
         decide: Callable[[BaseException, Entry], Outcome],
         settle: Callable[[Entry, Outcome], None],
     ) -> None:
@@ -37,7 +43,7 @@ class Puller:
         self._make = make
         self._decide = decide
         self._settle = settle
-        self._offers: deque[Message] = deque()
+        self._offers: deque[tuple[Message, _Settle]] = deque()
         self._something = asyncio.Event()
         self._ended = False
 
@@ -47,22 +53,32 @@ class Puller:
         settled: asyncio.Future[BaseException | None] = (
             asyncio.get_running_loop().create_future()
         )
-        message = self._make(entry, settled.set_result)
-        self._offers.append(message)
+
+        def settle(error: BaseException | None) -> None:
+            if not settled.done():
+                settled.set_result(error)
+
+        message = self._make(entry, settle)
+        self._offers.append((message, settle))
         self._something.set()
         outcome: Outcome = Release()
         try:
             error = await settled
-            outcome = Ack() if error is None else self._decide(error, entry)
+            if error is None:
+                outcome = Ack()
+            elif isinstance(error, Exception):
+                outcome = self._decide(error, entry)
         finally:
             message.close()
-            if message in self._offers:
-                self._offers.remove(message)
             self._settle(entry, outcome)
 
     def end(self) -> None:
-        """Offer nothing more: iterations end."""
+        """Offer nothing more: iterations end, and what nobody has taken is handed back."""
         self._ended = True
+        while self._offers:
+            message, settle = self._offers.popleft()
+            message.close()
+            settle(_CUT_OFF)
         self._something.set()
 
     async def following(self) -> Message | None:
@@ -71,6 +87,6 @@ class Puller:
             if self._ended:
                 return None
             if self._offers:
-                return self._offers.popleft()
+                return self._offers.popleft()[0]
             self._something.clear()
             await self._something.wait()

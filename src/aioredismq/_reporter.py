@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 import inspect
 import logging
+import math
 from collections import deque
 from typing import TYPE_CHECKING
 
+from anyio import current_effective_deadline
 from anyio.to_thread import run_sync
 
 if TYPE_CHECKING:
@@ -57,7 +59,9 @@ class Reporter:
                 message, failure = self._reports.popleft()
                 try:
                     await self._tell(message, failure)
-                except Exception:
+                except (Exception, asyncio.CancelledError):
+                    if current_effective_deadline() == -math.inf:
+                        raise  # cancelled from outside, not by what the callback awaited
                     logger.exception(
                         "the failover callback failed on message %s", message.id
                     )

@@ -1,0 +1,174 @@
+from __future__ import annotations
+
+import asyncio
+import threading
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING
+
+from anyio import create_task_group, fail_after
+
+from aioredismq import Failure, Message
+from aioredismq import _reporter as room
+from aioredismq._reporter import Reporter
+
+if TYPE_CHECKING:
+    import pytest
+    from collections.abc import AsyncIterator, Callable
+
+FAILURE = Failure("rejected", "no such customer")
+
+
+def message(number: int = 1) -> Message:
+    """Make a message."""
+    return Message(
+        id=f"{number}-0",
+        raw=b"",
+        headers={},
+        content_type="application/json",
+        attempt=1,
+        queue="orders",
+        group="billing",
+        decode=lambda: None,
+    )
+
+
+@asynccontextmanager
+async def reporting(
+    callback: Callable[[Message, Failure], object] | None,
+) -> AsyncIterator[Reporter]:
+    """Run a reporter in the block; whatever was reported in it is told before it ends."""
+    reporter = Reporter(callback)
+    async with create_task_group() as tasks:
+        tasks.start_soon(reporter.run)
+        yield reporter
+        with fail_after(5):
+            await reporter.told()
+        tasks.cancel_scope.cancel()
+
+
+async def test_an_async_callback_hears_of_each_failure_in_order() -> None:
+    """It gets the message and why it failed."""
+    heard: list[tuple[str, Failure]] = []
+
+    async def callback(message: Message, failure: Failure) -> None:
+        await asyncio.sleep(0)
+        heard.append((message.id, failure))
+
+    async with reporting(callback) as reporter:
+        for number in range(10):
+            reporter.report(message(number), FAILURE)
+
+    assert heard == [(f"{number}-0", FAILURE) for number in range(10)]
+
+
+async def test_a_sync_callback_runs_in_a_thread() -> None:
+    """It may block without holding up the event loop."""
+    heard: list[tuple[str, int]] = []
+
+    def callback(message: Message, failure: Failure) -> None:
+        heard.append((message.id, threading.get_ident()))
+
+    async with reporting(callback) as reporter:
+        reporter.report(message(), FAILURE)
+
+    [(message_id, thread)] = heard
+    assert message_id == "1-0"
+    assert thread != threading.get_ident()
+
+
+async def test_a_callback_that_turns_out_to_be_async_is_awaited() -> None:
+    """A lambda or an object does not say so before it is called."""
+    heard: list[str] = []
+
+    async def inner(message: Message) -> None:
+        heard.append(message.id)
+
+    async with reporting(lambda message, _: inner(message)) as reporter:
+        reporter.report(message(), FAILURE)
+
+    assert heard == ["1-0"]
+
+
+async def test_a_callback_that_raises_is_logged_and_changes_nothing(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """The next failure is told all the same."""
+    heard: list[str] = []
+
+    async def callback(message: Message, failure: Failure) -> None:
+        heard.append(message.id)
+        raise ZeroDivisionError
+
+    async with reporting(callback) as reporter:
+        reporter.report(message(1), FAILURE)
+        reporter.report(message(2), FAILURE)
+
+    assert heard == ["1-0", "2-0"]
+    assert [record.getMessage() for record in caplog.records] == [
+        f"the failover callback failed on message {number}-0" for number in (1, 2)
+    ]
+    assert all(record.exc_info is not None for record in caplog.records)
+
+
+async def test_a_callback_that_ends_in_a_cancellation_of_its_own_changes_nothing(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """A task it awaited was cancelled: that must not end the reports, nor the consumer."""
+    heard: list[str] = []
+
+    async def callback(message: Message, failure: Failure) -> None:
+        heard.append(message.id)
+        raise asyncio.CancelledError
+
+    async with reporting(callback) as reporter:
+        reporter.report(message(1), FAILURE)
+        reporter.report(message(2), FAILURE)
+
+    assert heard == ["1-0", "2-0"]
+    assert len(caplog.records) == 2
+
+
+async def test_without_a_callback_there_is_nothing_to_tell() -> None:
+    """And nothing to wait for."""
+    async with reporting(None) as reporter:
+        reporter.report(message(), FAILURE)
+        with fail_after(1):
+            await reporter.told()
+
+
+async def test_a_callback_that_is_too_slow_loses_the_oldest_reports(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Memory is bounded: the messages themselves are safe with the dead letters."""
+    monkeypatch.setattr(room, "_MOST", 3)
+    reporter = Reporter(lambda message, failure: heard.append(message.id))
+    reporter._reports = type(reporter._reports)(maxlen=3)
+    heard: list[str] = []
+    for number in range(5):
+        reporter.report(message(number), FAILURE)
+
+    async with create_task_group() as tasks:
+        tasks.start_soon(reporter.run)
+        with fail_after(5):
+            await reporter.told()
+        tasks.cancel_scope.cancel()
+
+    assert heard == ["2-0", "3-0", "4-0"]
+    assert "too slow" in caplog.text
+
+
+async def test_a_reporter_that_is_cancelled_ends() -> None:
+    """Also in the middle of a callback."""
+    started = asyncio.Event()
+
+    async def callback(message: Message, failure: Failure) -> None:
+        started.set()
+        await asyncio.sleep(60)
+
+    reporter = Reporter(callback)
+    reporter.report(message(), FAILURE)
+    with fail_after(5):
+        async with create_task_group() as tasks:
+            tasks.start_soon(reporter.run)
+            await started.wait()
+            tasks.cancel_scope.cancel()
