@@ -10,19 +10,19 @@ from __future__ import annotations
 import asyncio
 import secrets
 import weakref
-from collections import deque
 from typing import TYPE_CHECKING, Any
 
 from . import _scripts as scripts
+from ._backlog import Backlog
 from ._batch import Batch
 from ._errors import (
-    BacklogError,
     ConnectionLostError,
     MessageQueueError,
     NotInitializedError,
     PublishUncertainError,
     ServerError,
     ServerNotReadyError,
+    UnsupportedServerError,
 )
 
 if TYPE_CHECKING:
@@ -69,9 +69,8 @@ class Batcher:
         self._uncertain: weakref.WeakValueDictionary[int, Batch] = (
             weakref.WeakValueDictionary()
         )
-        self._waiting = 0
-        self._waiting_bytes = 0
-        self._room: deque[asyncio.Future[None]] = deque()
+        self._backlog = Backlog(config)
+        self._entering = 0
         self._timer: asyncio.TimerHandle | None = None
         self._renewed = -_RENEW
         self._closed = False
@@ -95,17 +94,19 @@ class Batcher:
 
         Cancellation: the message may be stored; the rest of its batch is unharmed.
         """
-        if self._closed or self._is_full(size):
+        if self._closed or self._backlog.is_full(size):
             await self._wait_for_room(size)
+        config = self._config
         batch = self._open
+        if batch is not None and batch.size + size > config.max_batch_bytes:
+            self._flush()
+            batch = None
         if batch is None:
             batch = self._open_batch()
         batch.add(fields, size, times)
-        self._waiting += 1
-        self._waiting_bytes += size
+        self._backlog.add(1, size)
         future: asyncio.Future[str] = self._loop.create_future()
         batch.waiters.append(future)
-        config = self._config
         if batch.count >= config.max_batch or batch.size >= config.max_batch_bytes:
             self._flush()
         elif not self._unresolved:
@@ -133,7 +134,7 @@ class Batcher:
             BacklogError: As `append`.
         """
         size = sum(len(part) for fields in messages for part in fields)
-        if self._closed or self._is_full(size):
+        if self._closed or self._backlog.is_full(size):
             await self._wait_for_room(size)
         if self._open is not None:
             self._flush()
@@ -142,9 +143,9 @@ class Batcher:
         for fields in messages:
             batch.add(fields, 0, times)
         batch.size = size
-        self._waiting += batch.count
-        self._waiting_bytes += size
+        self._backlog.add(batch.count, size)
         batch.whole = self._loop.create_future()
+        batch.whole.add_done_callback(_hear_of_errors)
         self._unresolved[batch.number] = batch
         self._send(batch)
         return batch.whole
@@ -154,52 +155,26 @@ class Batcher:
         self._closed = True
         if self._open is not None:
             self._flush()
-        while self._unresolved or self._open is not None:
+        while self._unresolved or self._open is not None or self._entering:
             self._resolved.clear()
             await self._resolved.wait()
         self._link.forget(self._send_again)
         if self._timer is not None:
             self._timer.cancel()
 
-    # -- room ----------------------------------------------------------------------------------
-
-    def _is_full(self, size: int) -> bool:
-        # An oversized message may pass when nothing else waits, or it never could.
-        return self._waiting >= self._config.max_waiting or (
-            self._waiting > 0
-            and self._waiting_bytes + size > self._config.max_waiting_bytes
-        )
-
     async def _wait_for_room(self, size: int) -> None:
+        self._refuse_if_closed()
+        self._entering += 1
+        try:
+            await self._backlog.wait_for_room(size)
+        finally:
+            self._entering -= 1
+            self._resolved.set()
+
+    def _refuse_if_closed(self) -> None:
         if self._closed:
             msg = "the producer is closed: initialize the queue again"
             raise NotInitializedError(msg)
-        try:
-            async with asyncio.timeout(self._config.produce_timeout):
-                while self._is_full(size):
-                    future: asyncio.Future[None] = self._loop.create_future()
-                    self._room.append(future)
-                    try:
-                        await future
-                    finally:
-                        if future in self._room:
-                            self._room.remove(future)
-        except TimeoutError:
-            self._make_room()
-            msg = (
-                f"{self._waiting} sends ({self._waiting_bytes} bytes) have waited for an "
-                f"answer for {self._config.produce_timeout:g} s: Redis is away or slow"
-            )
-            raise BacklogError(msg) from None
-
-    def _make_room(self) -> None:
-        """Let as many go on as there is room for."""
-        room = self._config.max_waiting - self._waiting
-        while self._room and room > 0:
-            future = self._room.popleft()
-            if not future.done():
-                future.set_result(None)
-                room -= 1
 
     # -- batches -------------------------------------------------------------------------------
 
@@ -221,10 +196,9 @@ class Batcher:
             self._send(batch)
 
     def _send(self, batch: Batch, *, whole: bool = False) -> None:
-        if self._timer is None:
-            self._watch()
-        if not self._link.is_up:
-            return  # sent when the link is up again
+        self._keep_deadlines()
+        if not self._link.is_up or batch.number not in self._unresolved:
+            return  # sent when the link is up again; or over before it began
         make = scripts.APPEND.whole if whole else scripts.APPEND.by_digest
         command = make(
             self._keys_with_times if batch.has_times else self._keys,
@@ -246,7 +220,11 @@ class Batcher:
         """Say below which number nothing is sent again: only those may the server forget."""
         low = next(iter(self._unresolved), self._next)
         if self._uncertain:
-            low = min(low, *self._uncertain.keys())
+            now = self._loop.time()
+            for number, batch in self._uncertain.items():
+                # An error that is kept for ever must not make the server remember for ever.
+                if number in self._unresolved or not _is_forgotten(batch, now):
+                    low = min(low, number)
         return low - low % _STEP
 
     def _renews(self) -> int:
@@ -265,9 +243,12 @@ class Batcher:
         batch.under_way = False
         if isinstance(reply, bytes):
             self._resolve(batch, reply.decode().split(" "))
-        elif isinstance(reply, ConnectionLostError):
-            pass  # sent again when the link is up
+            return
+        self._renewed = -_RENEW  # the renewal may have gone with it
+        if isinstance(reply, ConnectionLostError | UnsupportedServerError):
+            batch.in_doubt = True  # sent again when the link is up
         elif isinstance(reply, ServerNotReadyError):
+            batch.refusal = reply
             if reply.code in _ELSEWHERE:
                 self._link.renew()
             else:
@@ -303,16 +284,17 @@ class Batcher:
         if self._unresolved.pop(batch.number, None) is None:
             return False
         self._resolved.set()
-        self._waiting -= batch.count
-        self._waiting_bytes -= batch.size
-        if self._room:
-            self._make_room()
+        self._backlog.remove(batch.count, batch.size)
         return True
 
     # -- giving up -----------------------------------------------------------------------------
 
+    def _keep_deadlines(self) -> None:
+        """One timer for all, armed while anything waits."""
+        if self._timer is None:
+            self._watch()
+
     def _watch(self) -> None:
-        """Look at the deadlines once a while: one timer for all, armed while anything waits."""
         self._timer = None
         now = self._loop.time()
         for batch in list(self._unresolved.values()):
@@ -324,11 +306,11 @@ class Batcher:
             self._timer = self._loop.call_at(max(first, now + 0.01), self._watch)
 
     def _give_up(self, batch: Batch) -> None:
-        if batch.first_sent is None:
-            reason = self._link.failure or ConnectionLostError(
-                "there is no connection to Redis"
+        if not batch.in_doubt and not batch.under_way:
+            reason = self._link.failure or batch.refusal
+            self._reject(
+                batch, reason or ConnectionLostError("there is no connection to Redis")
             )
-            self._reject(batch, reason)
             return
         self._settle(batch)
         self._uncertain[batch.number] = batch
@@ -356,22 +338,33 @@ class Batcher:
         if batch.ids is not None:
             return batch.ids  # the answer came late
         if batch.number not in self._unresolved:
+            self._refuse_if_closed()
             now = self._loop.time()
-            if batch.first_sent is not None and now - batch.first_sent > _MEMORY / 2:
+            if _is_forgotten(batch, now):
                 msg = "too late to retry: the server may have forgotten this message"
                 raise MessageQueueError(msg)
             batch.waiters = []
             batch.whole = self._loop.create_future()
-            # Every caller may have been cancelled by the time it is known.
-            batch.whole.add_done_callback(
-                lambda done: done.cancelled() or done.exception()
-            )
+            batch.whole.add_done_callback(_hear_of_errors)
             batch.deadline = now + self._config.produce_timeout
             self._unresolved[batch.number] = batch
-            self._waiting += batch.count
-            self._waiting_bytes += batch.size
-            self._send(batch)
+            self._backlog.add(batch.count, batch.size)
+            if batch.under_way:
+                self._keep_deadlines()  # its answer, or the end of its line, is still to come
+            else:
+                self._send(batch)
         if batch.whole is None:  # pragma: no cover -- set whenever a batch is retried
             msg = "this batch is not being retried"
             raise MessageQueueError(msg)
         return await asyncio.shield(batch.whole)
+
+
+def _is_forgotten(batch: Batch, now: float) -> bool:
+    """Say whether it was sent so long ago that the server may not know its number any more."""
+    return batch.first_sent is not None and now - batch.first_sent > _MEMORY / 2
+
+
+def _hear_of_errors(done: asyncio.Future[list[str]]) -> None:
+    """Look at an error nobody may wait for any more: asyncio would report it as never seen."""
+    if not done.cancelled():
+        done.exception()

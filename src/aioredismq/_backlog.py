@@ -1,0 +1,90 @@
+"""Sends without an answer: how many there may be, and who waits in line until there is room."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import OrderedDict
+from typing import TYPE_CHECKING
+
+from ._errors import BacklogError
+
+if TYPE_CHECKING:
+    from ._config import ProducerConfig
+
+
+class Backlog:
+    """Count what is under way, bounded by `max_waiting` and `max_waiting_bytes`.
+
+    Whoever finds it full waits in line, and whoever comes later behind him: a large message is
+    not overtaken for ever by small ones.
+    """
+
+    def __init__(self, config: ProducerConfig) -> None:
+        """Nothing is under way."""
+        self._config = config
+        self._count = 0
+        self._size = 0
+        self._line: OrderedDict[asyncio.Future[None], None] = OrderedDict()
+
+    def is_full(self, size: int) -> bool:
+        """Say whether a message of so many bytes has to wait in line."""
+        return bool(self._line) or not self._has_room(size)
+
+    def add(self, count: int, size: int) -> None:
+        """Count messages that are on their way now, with their bytes."""
+        self._count += count
+        self._size += size
+
+    def remove(self, count: int, size: int) -> None:
+        """Count off what is answered, and let in who has waited longest."""
+        self._count -= count
+        self._size -= size
+        if self._line:
+            self._let_in()
+
+    async def wait_for_room(self, size: int) -> None:
+        """Wait in line; who returns from here must `add` before anything else happens.
+
+        Raises:
+            BacklogError: There was no room for `produce_timeout`.
+        """
+        is_in = False
+        turn = self._queue_up()
+        try:
+            async with asyncio.timeout(self._config.produce_timeout):
+                await turn
+                while not self._has_room(size):
+                    turn = self._queue_up()
+                    self._line.move_to_end(turn, last=False)
+                    await turn
+            is_in = True
+        except TimeoutError:
+            msg = (
+                f"{self._count} sends ({self._size} bytes) have waited for an answer for "
+                f"{self._config.produce_timeout:g} s: Redis is away or slow"
+            )
+            raise BacklogError(msg) from None
+        finally:
+            if not is_in:
+                self._line.pop(turn, None)
+                self._let_in()  # it may have been its turn just now: it is the next one's
+
+    def _has_room(self, size: int) -> bool:
+        # A message beyond all bounds may go when nothing else is under way, or it never could.
+        config = self._config
+        return self._count < config.max_waiting and (
+            self._count == 0 or self._size + size <= config.max_waiting_bytes
+        )
+
+    def _queue_up(self) -> asyncio.Future[None]:
+        turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._line[turn] = None
+        return turn
+
+    def _let_in(self) -> None:
+        room = self._config.max_waiting - self._count
+        while self._line and room > 0:
+            turn, _ = self._line.popitem(last=False)
+            if not turn.done():
+                turn.set_result(None)
+                room -= 1
