@@ -307,7 +307,7 @@ class Batcher:
 
     def _give_up(self, batch: Batch) -> None:
         if not batch.in_doubt and not batch.under_way:
-            reason = self._link.failure or batch.refusal
+            reason = batch.refusal or self._link.failure
             self._reject(
                 batch, reason or ConnectionLostError("there is no connection to Redis")
             )

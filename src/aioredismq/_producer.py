@@ -168,9 +168,10 @@ class Producer:
         run = _Run(batcher, written(delay, at, expires))
         limit = min(self._config.max_batch, self._config.max_waiting)
         chunk: list[tuple[bytes, ...]] = []
-        size = 0
+        size = taken = 0
         try:
             async for body in source:
+                taken += 1
                 fields = self._encode(body, headers, self._config.dumps)
                 mine = _size(fields)
                 if chunk and (
@@ -182,10 +183,9 @@ class Producer:
                 size += mine
             if chunk:
                 await run.send(chunk)
-                chunk = []
             await run.finish()
         except Exception as error:
-            raise await run.failed(error, len(chunk)) from error
+            raise await run.failed(error, taken) from error
         return run.stored
 
 
@@ -226,14 +226,14 @@ class _Run:
         self._under_way.popleft()
         self._ids += ids
 
-    async def failed(self, cause: Exception, unsent: int) -> PublishManyError:
+    async def failed(self, cause: Exception, taken: int) -> PublishManyError:
         """Wait for what else is under way, then say what became of each."""
         while self._under_way:
             try:
                 await self._await_first()
             except MessageQueueError:
                 continue  # counted; the first cause is the one that is told
-        self._ids += [None] * unsent
+        self._ids += [None] * (taken - len(self._ids))
         stored = len(self.stored)
         text = f"{stored} of {len(self._ids)} messages are stored: {cause}"
         if self._uncertain:
@@ -243,7 +243,7 @@ class _Run:
 
 def _each(bodies: Iterable[Any] | AsyncIterable[Any]) -> AsyncIterable[Any]:
     match bodies:
-        case str() | bytes() | Mapping():
+        case str() | bytes() | bytearray() | memoryview() | Mapping():
             msg = (
                 f"produce_many takes an iterable of bodies, got one {type(bodies).__name__}: "
                 "use produce"
@@ -267,7 +267,8 @@ async def _stepwise(bodies: Iterable[Any]) -> AsyncIterator[Any]:
 
 
 def _size(fields: tuple[bytes, ...]) -> int:
-    return len(fields[1]) if len(fields) == 2 else sum(map(len, fields))
+    # Which of the two holds the body depends on the wire.
+    return len(fields[0]) + len(fields[1]) if len(fields) == 2 else sum(map(len, fields))
 
 
 def _closed(name: str) -> NotInitializedError:
