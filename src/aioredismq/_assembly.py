@@ -153,6 +153,8 @@ class Assembly:
             ServerError: Redis refuses, or is away.
         """
         self._generation = await self._open_group()
+        if self._channel.config.wire == "original":
+            await self._report_failover_copies()
         self._tasks = tasks
         for run in (
             self._settler.run,
@@ -264,6 +266,23 @@ class Assembly:
             await task()
         except Exception as error:  # noqa: BLE001 -- told to whoever waits for the consumer
             self._fail(error)
+
+    async def _report_failover_copies(self) -> None:
+        """Say what the JavaScript library has put aside; the failures themselves still wait.
+
+        It leaves a failed entry pending for ever and copies it. The entry is taken over and
+        handled like any abandoned one; handling the copy too would be twice.
+        """
+        if self._channel.connection.is_cluster:
+            return  # it does not work there, and the copies' key is on another node
+        copies = await self._stream.failover_copies()
+        if copies:
+            logger.warning(
+                "failover_%s has %d copies of earlier failures: they are left as they are, "
+                "the failures themselves are handled",
+                self._stream.keys.name,
+                copies,
+            )
 
     # -- the group -----------------------------------------------------------------------------
 

@@ -306,6 +306,11 @@ class Connection:
         self._readers -= 1
 
     @property
+    def is_cluster(self) -> bool:
+        """Whether two keys may live on two servers; known once it is open."""
+        return self._topology.is_cluster
+
+    @property
     def failures(self) -> list[ServerError]:
         """Why commands cannot be sent now; empty while they can."""
         return [

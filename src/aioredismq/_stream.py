@@ -60,6 +60,10 @@ class Stream:
         self.link = link
         self.keys = keys
 
+    async def failover_copies(self) -> int:
+        """Count the copies of failures the JavaScript library has made: `failover_<name>`."""
+        return int(await self.link.call("XLEN", f"failover_{self.keys.name}"))
+
     # -- queue and groups ----------------------------------------------------------------------
 
     async def open_group(
