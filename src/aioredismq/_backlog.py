@@ -24,7 +24,7 @@ class Backlog:
         self._config = config
         self._count = 0
         self._size = 0
-        self._line: OrderedDict[asyncio.Future[None], None] = OrderedDict()
+        self._line: OrderedDict[asyncio.Future[None], tuple[int, int]] = OrderedDict()
 
     def is_full(self, size: int) -> bool:
         """Say whether a message of so many bytes has to wait in line."""
@@ -42,21 +42,18 @@ class Backlog:
         if self._line:
             self._let_in()
 
-    async def wait_for_room(self, size: int) -> None:
-        """Wait in line; who returns from here must `add` before anything else happens.
+    async def enter(self, count: int, size: int) -> None:
+        """Wait in line until these messages are counted.
 
         Raises:
             BacklogError: There was no room for `produce_timeout`.
         """
+        turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._line[turn] = count, size
         is_in = False
-        turn = self._queue_up()
         try:
             async with asyncio.timeout(self._config.produce_timeout):
                 await turn
-                while not self._has_room(size):
-                    turn = self._queue_up()
-                    self._line.move_to_end(turn, last=False)
-                    await turn
             is_in = True
         except TimeoutError:
             msg = (
@@ -67,7 +64,10 @@ class Backlog:
         finally:
             if not is_in:
                 self._line.pop(turn, None)
-                self._let_in()  # it may have been its turn just now: it is the next one's
+                if turn.done() and not turn.cancelled():
+                    self._count -= count  # let in in the moment of leaving
+                    self._size -= size
+                self._let_in()
 
     def _has_room(self, size: int) -> bool:
         # A message beyond all bounds may go when nothing else is under way, or it never could.
@@ -76,15 +76,12 @@ class Backlog:
             self._count == 0 or self._size + size <= config.max_waiting_bytes
         )
 
-    def _queue_up(self) -> asyncio.Future[None]:
-        turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._line[turn] = None
-        return turn
-
     def _let_in(self) -> None:
-        room = self._config.max_waiting - self._count
-        while self._line and room > 0:
-            turn, _ = self._line.popitem(last=False)
+        while self._line:
+            turn, (count, size) = next(iter(self._line.items()))
+            if not self._has_room(size):
+                break
+            del self._line[turn]
             if not turn.done():
+                self.add(count, size)
                 turn.set_result(None)
-                room -= 1

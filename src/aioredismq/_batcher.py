@@ -95,7 +95,9 @@ class Batcher:
         Cancellation: the message may be stored; the rest of its batch is unharmed.
         """
         if self._closed or self._backlog.is_full(size):
-            await self._wait_for_room(size)
+            await self._wait_for_room(1, size)
+        else:
+            self._backlog.add(1, size)
         config = self._config
         batch = self._open
         if batch is not None and batch.size + size > config.max_batch_bytes:
@@ -104,7 +106,6 @@ class Batcher:
         if batch is None:
             batch = self._open_batch()
         batch.add(fields, size, times)
-        self._backlog.add(1, size)
         future: asyncio.Future[str] = self._loop.create_future()
         batch.waiters.append(future)
         if batch.count >= config.max_batch or batch.size >= config.max_batch_bytes:
@@ -135,7 +136,9 @@ class Batcher:
         """
         size = sum(len(part) for fields in messages for part in fields)
         if self._closed or self._backlog.is_full(size):
-            await self._wait_for_room(size)
+            await self._wait_for_room(len(messages), size)
+        else:
+            self._backlog.add(len(messages), size)
         if self._open is not None:
             self._flush()
         batch = self._open_batch()
@@ -143,7 +146,6 @@ class Batcher:
         for fields in messages:
             batch.add(fields, 0, times)
         batch.size = size
-        self._backlog.add(batch.count, size)
         batch.whole = self._loop.create_future()
         batch.whole.add_done_callback(_hear_of_errors)
         self._unresolved[batch.number] = batch
@@ -162,11 +164,11 @@ class Batcher:
         if self._timer is not None:
             self._timer.cancel()
 
-    async def _wait_for_room(self, size: int) -> None:
+    async def _wait_for_room(self, count: int, size: int) -> None:
         self._refuse_if_closed()
         self._entering += 1
         try:
-            await self._backlog.wait_for_room(size)
+            await self._backlog.enter(count, size)
         finally:
             self._entering -= 1
             self._resolved.set()
