@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import typing
 from typing import (
     Annotated,
@@ -116,6 +117,17 @@ def test_names_of_a_function_of_the_same_name_elsewhere_do_not_count() -> None:
     assert local is int
 
 
+def test_type_parameters_of_a_function_or_class_are_known() -> None:
+    """`def handler[V](body: list[V])`, from Python 3.12 on."""
+    variable = TypeVar("V")
+
+    def inner() -> None: ...
+
+    inner.__type_params__ = (variable,)
+
+    assert resolve({"a": "list[V]"}, inner, {}) == {"a": list[variable]}
+
+
 def test_a_class_can_name_itself_when_its_function_has_ended() -> None:
     """A recursive type made by a factory."""
 
@@ -150,6 +162,25 @@ def test_what_cannot_be_resolved_is_named(annotation: str, reason: str) -> None:
     )
     assert str(caught.value).startswith(start)
     assert str(caught.value).endswith("not under `if TYPE_CHECKING`)")
+    assert isinstance(caught.value.__cause__, Exception)
+
+
+def test_annotations_that_fail_only_when_asked_for_are_named(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """From Python 3.14 on, a class evaluates its own only then."""
+
+    def get_annotations(_: object) -> None:
+        raise NameError("name 'Missing' is not defined")
+
+    monkeypatch.setattr(inspect, "get_annotations", get_annotations)
+
+    with pytest.raises(HandlerSignatureError) as caught:
+        fields_of(Item)
+
+    text = "an annotation in Item cannot be resolved: name 'Missing' is not defined"
+    assert str(caught.value) == text
+    assert isinstance(caught.value.__cause__, NameError)
 
 
 # Fields of classes.

@@ -111,11 +111,9 @@ class _Slot:
 
 
 def _function_of(handler: Callable[..., Any]) -> Any:
-    """Find the function that will run, below partials, methods and objects."""
-    while isinstance(handler, functools.partial | functools.partialmethod):
+    """Find the function that will run, below partials and objects."""
+    while isinstance(handler, functools.partial):
         handler = handler.func
-    if isinstance(handler, types.MethodType):
-        return _function_of(handler.__func__)
     call = type(handler).__call__
     if isinstance(call, types.FunctionType) and not isinstance(handler, type):
         return call
@@ -193,7 +191,7 @@ def _parameters(
     annotations = resolve(
         {p.name: p.annotation for p in parameters if p.annotation is not p.empty},
         owner,
-        getattr(owner, "__globals__", None) or vars(module),
+        getattr(owner, "__globals__", None) or getattr(module, "__dict__", {}),
     )
     return [(p, annotations.get(p.name)) for p in parameters]
 

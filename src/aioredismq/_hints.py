@@ -98,9 +98,7 @@ def fields_of(annotation: Any) -> dict[str, Any]:
 def _annotations_of(kind: type) -> dict[str, Any]:
     try:
         return inspect.get_annotations(kind)
-    except (
-        NameError
-    ) as error:  # pragma: no cover -- from Python 3.14, evaluated only now
+    except NameError as error:  # from Python 3.14 on, they are evaluated only now
         msg = f"an annotation in {describe(kind)} cannot be resolved: {error}"
         raise HandlerSignatureError(msg) from error
 
