@@ -116,12 +116,12 @@ class Promoter:
         return pulse if self._next_due is None else min(pulse, self._next_due)
 
     async def _take_all(self) -> None:
-        if self._look_back:
-            await self._look_at_own()
-            self._look_back = False
         more = True
         while more and not self._stopping:
             self._rung.clear()
+            if self._look_back:
+                self._look_back = False  # set again by whatever goes wrong meanwhile
+                await self._look_at_own()
             await self._wait_for_room()
             room = self._room()
             if room < 1:

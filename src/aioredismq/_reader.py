@@ -18,6 +18,7 @@ from ._errors import (
     ConnectionLostError,
     PermissionDeniedError,
     ServerError,
+    ServerFullError,
     ServerNotReadyError,
     UnsupportedServerError,
     WrongKeyTypeError,
@@ -108,7 +109,11 @@ class Reader:
                         following = pauses()
                 except FATAL:
                     raise
-                except (ConnectionLostError, ServerNotReadyError) as error:
+                except (
+                    ConnectionLostError,
+                    ServerNotReadyError,
+                    ServerFullError,  # NOREPLICAS: a read is a write
+                ) as error:
                     logger.debug(
                         "the reader of %s lost its line: %s", self._member.group, error
                     )
