@@ -6,9 +6,9 @@
         queue = RedisMessageQueue("orders", server.url)
 
 `SentinelSet` and `ClusterNodes` are used the same way; `find_servers()` says which server
-programs this machine has. `FaultyLine` stands in front of a server and fails on demand. Nothing here is imported by the rest of the package, and nothing is
-left behind: the servers and their directories go with the process that made them, however it
-ends.
+programs this machine has; `FaultyLine` stands in front of a server and fails on demand. Nothing
+here is imported by the rest of the package, and nothing is left behind: the servers and their
+directories go with the process that made them, however it ends.
 """
 
 from ._cluster import ClusterNodes
