@@ -56,11 +56,11 @@ while at <= last do
 end
 
 local answer = table.concat(ids, ' ')
-local following = tonumber(ARGV[2])
+local following = math.max(low, tonumber(ARGV[2]))  -- a late original says an old one
 if known[1] and following == low then
   redis.call('HSET', KEYS[2], ARGV[1], answer)
 else
-  redis.call('HSET', KEYS[2], ARGV[1], answer, 'low', ARGV[2])
+  redis.call('HSET', KEYS[2], ARGV[1], answer, 'low', following)
 end
 while low < following do
   local forgotten = {}
