@@ -281,6 +281,22 @@ def test_an_entry_is_taken_apart(fields: list[bytes], expected: Envelope) -> Non
     assert open_envelope(fields) == expected
 
 
+DECODERS = [
+    decoder(annotation)
+    for annotation in (
+        None,
+        bytes,
+        str,
+        dict,
+        Order,
+        Model,
+        Struct,
+        int | None,
+        str | None,
+    )
+]
+
+
 @given(FIELDS)
 def test_no_entry_is_too_strange(fields: list[bytes]) -> None:
     """Whatever is stored opens; whatever opens is read or refused, by any handler."""
