@@ -71,6 +71,7 @@ def make(
         run=run,
         read_ahead=ReadAhead(slots=concurrency, most=most, most_bytes=8_000_000),
         most_at_once=most_at_once,
+        give_back=lambda entries: None,
     )
 
 

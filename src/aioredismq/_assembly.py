@@ -110,6 +110,7 @@ class Assembly:
             config,
             portion=config.batch_size if binding.is_batch else 1,
             run=invoker.run if self.puller is None else self.puller.run,
+            give_back=self._give_back,
         )
         self._promoter = Promoter(
             member,
@@ -207,18 +208,20 @@ class Assembly:
         self._recoverer.stop()
         self._promoter.stop()
         self._reader.request_stop()
-        for entry in self._dispatcher.close():
-            self._settler.settle(entry, Release())
+        self._give_back(self._dispatcher.close())
         if self.puller is not None:
             self.puller.end()
 
     # -- how they meet -------------------------------------------------------------------------
 
+    def _give_back(self, entries: Sequence[Entry]) -> None:
+        for entry in entries:
+            self._settler.settle(entry, Release())
+
     def _deliver(self, entries: Sequence[Entry]) -> None:
         self.held.add(entries)
         if self._dispatcher.is_closed:
-            for entry in entries:
-                self._settler.settle(entry, Release())
+            self._give_back(entries)
         else:
             self._dispatcher.offer(entries)
 
@@ -314,6 +317,7 @@ def _dispatcher(
     *,
     portion: int,
     run: Callable[[list[Entry]], Awaitable[None]],
+    give_back: Callable[[Sequence[Entry]], None],
 ) -> Dispatcher:
     ahead = config.max_read_ahead if config.count is None else config.count
     at_once = config.count or max(config.max_read_ahead, config.concurrency)
@@ -325,4 +329,5 @@ def _dispatcher(
             slots=config.concurrency, most=ahead, most_bytes=config.max_read_ahead_bytes
         ),
         most_at_once=at_once,
+        give_back=give_back,
     )

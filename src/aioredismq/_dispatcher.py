@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 # A worker whose handlers never wait gives the event loop a turn after this many messages: about
 # a tenth of a millisecond of the fastest ones.
 _TURN = 32
+# Seconds between looks at what waits: about the time handlers need to turn out to be slow.
+_LOOK_AFTER = 0.25
 
 
 class Dispatcher:
@@ -36,6 +38,7 @@ class Dispatcher:
         run: Callable[[list[Entry]], Awaitable[None]],
         read_ahead: ReadAhead,
         most_at_once: int,
+        give_back: Callable[[list[Entry]], None],
     ) -> None:
         """Nothing runs before `work()`.
 
@@ -45,12 +48,16 @@ class Dispatcher:
             run: Runs the handler on entries and settles them. Raises nothing.
             read_ahead: Says how many may wait.
             most_at_once: Entries asked for in one read, at most.
+            give_back: Takes what was read ahead for handlers that turned out to be slow.
         """
         self._concurrency = concurrency
         self._portion = portion
         self._run = run
         self._read_ahead = read_ahead
         self._most_at_once = most_at_once
+        self._give_back = give_back
+        self._look_again: asyncio.TimerHandle | None = None
+        self._last_change = 0.0
         self._entries: deque[Entry] = deque()
         self._idle: deque[asyncio.Future[None]] = deque()
         self._running = 0
@@ -87,7 +94,7 @@ class Dispatcher:
         if self._closed:
             return 0
         free = (self._concurrency - self._running) * self._portion
-        ahead = self._read_ahead.allowed(time.perf_counter())
+        ahead = self._allowed()
         room = free + ahead - len(self._entries)
         # With much in stock a read for one more is not worth its round trip.
         if room < 1 or (len(self._entries) > free and room < ahead // 4):
@@ -106,10 +113,15 @@ class Dispatcher:
             self._read_ahead.arrived(sum(map(len, entry.fields)))
         self._entries.extend(entries)
         self._wake_one()
+        if self._look_again is None:
+            loop = asyncio.get_running_loop()
+            self._look_again = loop.call_later(_LOOK_AFTER, self._look_for_surplus)
 
     def close(self) -> list[Entry]:
         """Start no more; returns what was not started."""
         self._closed = True
+        if self._look_again is not None:
+            self._look_again.cancel()
         unstarted = list(self._entries)
         self._entries.clear()
         if self._suspect is not None:
@@ -171,12 +183,14 @@ class Dispatcher:
             portion = self._take()
             if self._entries:
                 self._wake_one()
-            self._running += 1
             begun = time.perf_counter()
+            if not self._running:
+                self._last_change = begun
+            self._running += 1
             try:
                 await self._run(portion)
             finally:
-                self._end(portion, time.perf_counter() - begun)
+                self._end(portion, begun)
             since_turn += 1
             if since_turn >= _TURN:
                 since_turn = 0
@@ -194,10 +208,11 @@ class Dispatcher:
     def _has_work(self) -> bool:
         return self._suspect is not None or (bool(self._entries) and not self._holding)
 
-    def _end(self, portion: list[Entry], seconds: float) -> None:
+    def _end(self, portion: list[Entry], begun: float) -> None:
+        now = self._last_change = time.perf_counter()
         self._running -= 1
         self.handled += len(portion)
-        self._read_ahead.ended(seconds, len(portion))
+        self._read_ahead.ended(now - begun, len(portion))
         if portion[0] is self._suspect_running:
             self._suspect_running = None
             self._suspect_ended.set()
@@ -225,6 +240,23 @@ class Dispatcher:
                 self._waking = True
                 future.set_result(None)
                 return
+
+    def _allowed(self) -> int:
+        now = time.perf_counter()
+        silent = now - self._last_change if self._running else 0.0
+        return self._read_ahead.allowed(now, silent)
+
+    def _look_for_surplus(self) -> None:
+        """Give back what was read ahead at a pace that is over: others may be idle."""
+        self._look_again = None
+        free = (self._concurrency - self._running) * self._portion
+        ahead = self._allowed()
+        if len(self._entries) > free + 2 * ahead:
+            surplus = len(self._entries) - free - ahead
+            self._give_back([self._entries.pop() for _ in range(surplus)][::-1])
+        if self._entries:
+            loop = asyncio.get_running_loop()
+            self._look_again = loop.call_later(_LOOK_AFTER, self._look_for_surplus)
 
     def _look_for_end(self) -> None:
         if self._closed and not self._running:

@@ -60,11 +60,13 @@ class ReadAhead:
         """Note the size of an entry that was read (bytes, a sample of a few will do)."""
         self._size += _WEIGHT * (size - self._size) if self._size else size
 
-    def allowed(self, now: float) -> int:
+    def allowed(self, now: float, silent: float = 0.0) -> int:
         """Say how many messages may wait unstarted.
 
         Args:
             now: Seconds, monotonic.
+            silent: Seconds for which handlers have been running and none has ended: what was
+                measured before holds no longer than that.
         """
         if not self._done:
             self._since = now  # idle time says nothing about the handlers
@@ -74,7 +76,10 @@ class ReadAhead:
             rate = min(by_slots, self._done / passed)
             self._rate += (rate - self._rate) * (_WEIGHT if self._rate else 1.0)
             self._done, self._spent, self._since = 0, 0.0, now
-        most = min(self._most, int(self._rate * _WINDOW))
+        rate = (
+            self._rate if silent <= _SAMPLE else min(self._rate, self._slots / silent)
+        )
+        most = min(self._most, int(rate * _WINDOW))
         if self._size:
-            most = min(most, int(self._most_bytes / self._size))
+            most = min(most, int(self._most_bytes / max(self._size, 1.0)))
         return most
