@@ -48,26 +48,33 @@ class Backlog:
         Raises:
             BacklogError: There was no room for `produce_timeout`.
         """
-        turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        loop = asyncio.get_running_loop()
+        turn: asyncio.Future[None] = loop.create_future()
         self._line[turn] = count, size
-        is_in = False
+        timer = loop.call_later(self._config.produce_timeout, self._refuse, turn)
+        is_leaving = True
         try:
-            async with asyncio.timeout(self._config.produce_timeout):
-                await turn
-            is_in = True
-        except TimeoutError:
+            await turn
+            is_leaving = False
+        finally:
+            timer.cancel()
+            if is_leaving:
+                self._leave(turn, count, size)
+
+    def _refuse(self, turn: asyncio.Future[None]) -> None:
+        if not turn.done():
             msg = (
                 f"{self._count} sends ({self._size} bytes) have waited for an answer for "
                 f"{self._config.produce_timeout:g} s: Redis is away or slow"
             )
-            raise BacklogError(msg) from None
-        finally:
-            if not is_in:
-                self._line.pop(turn, None)
-                if turn.done() and not turn.cancelled():
-                    self._count -= count  # let in in the moment of leaving
-                    self._size -= size
-                self._let_in()
+            turn.set_exception(BacklogError(msg))
+
+    def _leave(self, turn: asyncio.Future[None], count: int, size: int) -> None:
+        self._line.pop(turn, None)
+        if not turn.cancelled() and turn.exception() is None:
+            self._count -= count  # let in and cancelled in the same moment
+            self._size -= size
+        self._let_in()
 
     def _has_room(self, size: int) -> bool:
         # A message beyond all bounds may go when nothing else is under way, or it never could.

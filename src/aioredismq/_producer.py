@@ -80,7 +80,9 @@ class Producer:
         self._batcher = Batcher(stream.link, stream.keys, self._config)
 
     async def close(self) -> None:
-        """Wait for what was sent to be answered, `produce_timeout` at most, and disconnect.
+        """Wait for what was sent to be answered, and disconnect.
+
+        It takes `produce_timeout` at most, and as long again if sends wait for room.
 
         Cancellation: it still disconnects; what was not answered may or may not be stored.
         """
@@ -268,7 +270,9 @@ async def _stepwise(bodies: Iterable[Any]) -> AsyncIterator[Any]:
 
 def _size(fields: tuple[bytes, ...]) -> int:
     # Which of the two holds the body depends on the wire.
-    return len(fields[0]) + len(fields[1]) if len(fields) == 2 else sum(map(len, fields))
+    return (
+        len(fields[0]) + len(fields[1]) if len(fields) == 2 else sum(map(len, fields))
+    )
 
 
 def _closed(name: str) -> NotInitializedError:
