@@ -11,6 +11,7 @@ from typing import (
     Generic,
     NewType,
     NotRequired,
+    Protocol,
     Required,
     TypedDict,
     TypeVar,
@@ -61,6 +62,17 @@ class Swapped(Pair[U, T], Generic[T, U]):
     """The same variables in another order than its base has them."""
 
     third: T | None = None
+
+
+class Sized(Protocol[T]):
+    """A base without fields of its own."""
+
+
+@dataclasses.dataclass
+class Box(Sized[U], Generic[U, T]):
+    """A class with such a base."""
+
+    inside: T
 
 
 @dataclasses.dataclass
@@ -229,6 +241,7 @@ def test_annotations_that_fail_only_when_asked_for_are_named(
                 "third": T | None,
             },
         ),
+        (Box[int, str], {"inside": str}),
         (object, {}),
         (list[int], {}),
         (None, {}),

@@ -417,6 +417,29 @@ def test_defaults_are_made_anew_for_each() -> None:
     assert shape({}).items is not shape({}).items
 
 
+def test_each_part_is_made_once() -> None:
+    """Not tried and thrown away."""
+    made = []
+
+    @dataclass
+    class Part:
+        number: int
+
+        def __post_init__(self) -> None:
+            made.append(self.number)
+
+    @dataclass
+    class Whole:
+        parts: list[Part | None]
+        other: dict[str, Part]
+
+    make_shape(Whole)(
+        {"parts": [{"number": 1}, {"number": 2}], "other": {"a": {"number": 3}}}
+    )
+
+    assert made == [1, 2, 3]
+
+
 ITEMS = st.builds(
     Item, price=st.floats(allow_nan=False, allow_infinity=False), count=st.integers()
 )

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 _UNIONS = (typing.Union, types.UnionType)
+_BASES = (object, typing.Generic, typing.Protocol, typing_x.Protocol)
 _WRAPPERS = (
     typing.Annotated,
     typing.ClassVar,
@@ -77,7 +78,7 @@ def fields_of(annotation: Any) -> dict[str, Any]:
         HandlerSignatureError: An annotation cannot be resolved.
     """
     kind = typing_x.get_origin(annotation) or annotation
-    if not isinstance(kind, type) or kind in {object, typing.Generic, typing.Protocol}:
+    if not isinstance(kind, type) or kind in _BASES:
         return {}
     filled = dict(
         zip(
@@ -89,7 +90,7 @@ def fields_of(annotation: Any) -> dict[str, Any]:
     hints: dict[str, Any] = {}
     for base in reversed(typing_x.get_original_bases(kind)):
         hints |= fields_of(_fill(base, filled))
-    names = vars(sys.modules.get(kind.__module__, typing))
+    names = getattr(sys.modules.get(kind.__module__), "__dict__", {})
     for name, hint in resolve(_annotations_of(kind), kind, names).items():
         hints[name] = _fill(hint, filled)
     return hints
@@ -118,11 +119,7 @@ def _fill(hint: Any, filled: Mapping[object, object]) -> Any:
     if isinstance(hint, typing.TypeVar):
         return filled.get(hint, hint)
     variables = getattr(hint, "__parameters__", ())
-    if (
-        isinstance(hint, type)
-        or not variables
-        or typing_x.get_origin(hint) is typing.Generic
-    ):
+    if isinstance(hint, type) or not variables or typing_x.get_origin(hint) in _BASES:
         return hint
     return hint[tuple(filled.get(variable, variable) for variable in variables)]
 

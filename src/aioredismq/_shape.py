@@ -247,10 +247,6 @@ def _object(
                 raise MismatchError.missing(wanted).under(name)
         return make(values)
 
-    memo[annotation] = convert  # before its fields: one of them may be of its own type
-    shapes.extend(
-        (name, _shape(hint, memo), must) for name, (hint, must) in fields.items()
-    )
     return convert
 
 
