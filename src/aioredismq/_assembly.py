@@ -10,7 +10,7 @@ from anyio import CancelScope, create_task_group, move_on_after
 
 from ._clock import ServerClock
 from ._dispatcher import Dispatcher
-from ._errors import QueueDeletedError
+from ._errors import MessageQueueError, QueueDeletedError
 from ._held import Held
 from ._invoker import Invoker
 from ._lease import Lease
@@ -143,12 +143,13 @@ class Assembly:
         )
         self._crew = CancelScope()
         self._crew_ended = asyncio.Event()
+        self._no_more_comes_back = asyncio.Event()
         self._tasks: TaskGroup | None = None
 
     # -- lifetime ------------------------------------------------------------------------------
 
-    async def start(self, tasks: TaskGroup) -> None:
-        """Make the group unless it is there, and start every task.
+    async def open(self) -> None:
+        """Make the group unless it is there.
 
         Raises:
             ServerError: Redis refuses, or is away.
@@ -156,15 +157,17 @@ class Assembly:
         self._generation = await self._open_group()
         if self._channel.config.wire == "original":
             await self._report_failover_copies()
+
+    def start(self, tasks: TaskGroup) -> None:
+        """Start every task."""
         self._tasks = tasks
         for run in (
             self._settler.run,
             self._reporter.run,
             self._work,
             self._lease.run,
-            self._promoter.run,
             self._reader.run,
-            self._recoverer.run,
+            self._bring_back,
         ):
             tasks.start_soon(self._guard, run)
         self._channel.connection.bell.add(self._stream.keys.bell, self._promoter.ring)
@@ -188,6 +191,7 @@ class Assembly:
         self._crew.cancel()
         await self._crew_ended.wait()
         await self._reader.stop()
+        await self._no_more_comes_back.wait()
         await self._settler.flushed()
         await self._reporter.told()
         if not await self._member.forget():
@@ -262,6 +266,19 @@ class Assembly:
                         workers.start_soon(self._dispatcher.work)
         finally:
             self._crew_ended.set()
+        if not self._crew.cancel_called:
+            # Deaf would be worse than ended.
+            msg = "a handler has cancelled the task it ran in, and then returned"
+            self._fail(MessageQueueError(msg))
+
+    async def _bring_back(self) -> None:
+        """Run what brings entries beside the reader; what it brings at the end is handed back."""
+        try:
+            async with create_task_group() as tasks:
+                tasks.start_soon(self._guard, self._promoter.run)
+                tasks.start_soon(self._guard, self._recoverer.run)
+        finally:
+            self._no_more_comes_back.set()
 
     async def _guard(self, task: Callable[[], Awaitable[None]]) -> None:
         """Let no task take the others down: what it cannot mend ends the consumer in order."""

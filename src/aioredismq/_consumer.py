@@ -13,7 +13,7 @@ from anyio import CancelScope, create_task_group, move_on_after
 
 from ._assembly import Assembly
 from ._config import ConsumerConfig
-from ._errors import MessageQueueError, NotInitializedError
+from ._errors import MessageQueueError, NotInitializedError, ServerError
 from ._handler import bind
 from ._host import Host
 
@@ -71,6 +71,9 @@ class Consumer:
         self._stop_requested: asyncio.Event | None = None
         self._fatal: BaseException | None = None
         self._assembly: Assembly | None = None
+        self._is_claimed = False
+        self._drain: CancelScope | None = None
+        self._is_hurried = False
 
     # -- lifetime ------------------------------------------------------------------------------
 
@@ -102,10 +105,12 @@ class Consumer:
             raise MessageQueueError(msg)
         self._stop_requested = asyncio.Event()
         self._channel.connection.claim_reader()
+        self._is_claimed = True
         try:
             await self._host.start()
         except BaseException:
-            self._channel.connection.unclaim_reader()
+            await self._outlast()
+            self._unclaim()
             raise
 
     async def wait(self) -> None:
@@ -127,25 +132,42 @@ class Consumer:
 
         Cancellation: the drain goes on; `cancel()` hurries it.
         """
-        if self._stop_requested is None:
-            return
-        self._stop_requested.set()
+        self.request_stop()
         await self._host.ended()
 
+    def request_stop(self) -> None:
+        """Begin to drain; `ended()` tells when it is over."""
+        if self._stop_requested is not None:
+            self._stop_requested.set()
+
     async def stop_from_user_task(self) -> None:
-        """Drain under a shield; a cancellation meanwhile hurries it and is passed on."""
-        try:
-            with CancelScope(shield=True):
-                await self.stop()
-        except asyncio.CancelledError:
-            self.cancel()
-            with CancelScope(shield=True):
-                await self.stop()
-            raise
+        """Drain; a cancellation meanwhile hurries it, and is passed on when it has ended."""
+        self.request_stop()
+        await self._outlast()
+
+    async def _outlast(self) -> None:
+        """Wait for the end, however often the caller is cancelled; that is passed on.
+
+        A shield would not do: `task.cancel()` gets through it. What it would interrupt is short,
+        and has a limit: handing back, the last acknowledgements, and removing the name.
+        """
+        cancelled: asyncio.CancelledError | None = None
+        while self._host.is_running:
+            try:
+                with CancelScope(shield=True):
+                    await self._host.ended()
+            except asyncio.CancelledError as error:
+                cancelled = error
+                self.cancel()
+        if cancelled is not None:
+            raise cancelled
 
     def cancel(self) -> None:
         """Drain no longer: cancel running handlers now and hand their messages back."""
-        self._host.cancel()
+        self.request_stop()
+        self._is_hurried = True
+        if self._drain is not None:
+            self._drain.cancel()
 
     @property
     def is_running(self) -> bool:
@@ -196,8 +218,7 @@ class Consumer:
                 with CancelScope(shield=True):
                     await self._channel.close()
         finally:
-            if self._host.was_ready:
-                self._channel.connection.unclaim_reader()
+            self._unclaim()
         if self._fatal is not None:
             raise self._fatal
 
@@ -206,25 +227,41 @@ class Consumer:
             self._stop_requested is None
         ):  # pragma: no cover -- set before the host starts
             return
-        async with create_task_group() as tasks:
-            try:
-                await assembly.start(tasks)
-                ready()
-                await self._stop_requested.wait()
-                await assembly.drain(self._config.shutdown_timeout)
-            finally:
-                with move_on_after(_LAST_GRACE, shield=True):
-                    await assembly.end()
-                assembly.close()
-                tasks.cancel_scope.cancel()
+        try:
+            await assembly.open()
+            async with create_task_group() as tasks:
+                try:
+                    assembly.start(tasks)
+                    ready()
+                    await self._stop_requested.wait()
+                    with CancelScope() as self._drain:
+                        if not self._is_hurried:
+                            await assembly.drain(self._config.shutdown_timeout)
+                finally:
+                    await self._end(assembly)
+                    tasks.cancel_scope.cancel()
+        finally:
+            assembly.close()
+
+    async def _end(self, assembly: Assembly) -> None:
+        try:
+            with move_on_after(_LAST_GRACE, shield=True):
+                await assembly.end()
+        except ServerError as error:
+            # What ended it, if anything did, is what is raised; this is only the consequence.
+            logger.warning("consumer %s could not take its leave: %s", self.name, error)
+
+    def _unclaim(self) -> None:
+        if self._is_claimed:
+            self._is_claimed = False
+            self._channel.connection.unclaim_reader()
 
     def _fail(self, error: BaseException) -> None:
         """End with this error: called by whichever task cannot go on."""
         if self._fatal is None:
             self._fatal = error
             logger.error("consumer %s of %s ends: %s", self.name, self.group, error)
-        if self._stop_requested is not None:
-            self._stop_requested.set()
+        self.request_stop()
 
     @property
     def channel(self) -> Channel:

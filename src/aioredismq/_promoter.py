@@ -62,7 +62,6 @@ class Promoter:
         self._look_back = False
         self._stopping = False
         self._next_due: float | None = None
-        member.link.on_up(self._reconnected)
 
     def ring(self) -> None:
         """Look soon: something may be there."""
@@ -85,6 +84,7 @@ class Promoter:
         Raises:
             ServerError: One that does not pass by itself.
         """
+        self._member.link.on_up(self._reconnected)
         self.ring()
         try:
             while not self._stopping:

@@ -47,20 +47,18 @@ class Crew:
             raise
 
     async def stop(self) -> None:
-        """Drain all at once; a cancellation meanwhile hurries them and is passed on."""
-        try:
-            with CancelScope(shield=True):
-                await self._stop_all()
-        except asyncio.CancelledError:
-            self.cancel()
-            with CancelScope(shield=True):
-                await self._stop_all()
-            raise
-
-    async def _stop_all(self) -> None:
-        async with create_task_group() as tasks:
-            for consumer in self._consumers:
-                tasks.start_soon(consumer.stop)
+        """Drain all at once; a cancellation meanwhile hurries them, and is passed on afterwards."""
+        cancelled: asyncio.CancelledError | None = None
+        for consumer in self._consumers:
+            consumer.request_stop()
+        for consumer in self._consumers:
+            try:
+                await consumer.stop_from_user_task()
+            except asyncio.CancelledError as error:
+                cancelled = error
+                self.cancel()
+        if cancelled is not None:
+            raise cancelled
 
     def cancel(self) -> None:
         """Drain no longer."""
