@@ -69,6 +69,8 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         )
     if "anyio_backend" in metafunc.fixturenames:
         asked = metafunc.config.getoption("--loop")
+        if asked == "all" and metafunc.definition.get_closest_marker("one_loop"):
+            asked = next(iter(_LOOPS))
         loops = {name: loop for name, loop in _LOOPS.items() if asked in ("all", name)}
         metafunc.parametrize(
             "anyio_backend", loops.values(), ids=loops, indirect=True, scope="session"

@@ -340,7 +340,9 @@ class Connection:
         finally:
             wire.close()
         _refuse_too_old(info)
-        if b"redis_mode:cluster" in info and isinstance(self._topology, OwnServer):
+        # Redis says redis_mode, Valkey server_mode.
+        is_node = re.search(rb"^(redis|server)_mode:cluster", info, re.MULTILINE)
+        if is_node and isinstance(self._topology, OwnServer):
             self._topology = OwnCluster(
                 self._topology.arguments, self._topology.max_connections
             )

@@ -264,6 +264,11 @@ class Consumer:
         self.request_stop()
 
     @property
+    def config(self) -> ConsumerConfig:
+        """How it reads, runs and settles."""
+        return self._config
+
+    @property
     def channel(self) -> Channel:
         """The queue it consumes."""
         return self._channel

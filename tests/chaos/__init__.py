@@ -1,0 +1,1 @@
+"""Faults against real servers: what was accepted is handled, whatever breaks."""

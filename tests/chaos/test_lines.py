@@ -1,0 +1,104 @@
+"""Lines that are cut, silent, slow, or lose a reply: no loss, no duplicate without a cause."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING
+
+import pytest
+
+from aioredismq.testing import FaultyLine
+from tests.chaos.load import CONCURRENCY, VISIBILITY, under_load
+from tests.looking import NOTHING, left
+
+if TYPE_CHECKING:
+    from tests.support import Client
+
+pytestmark = [pytest.mark.one_loop, pytest.mark.timeout(60)]
+
+
+async def test_cut_lines_lose_and_repeat_nothing(
+    url: str, name: str, client: Client
+) -> None:
+    """Every connection is reset again and again, in the middle of whatever it does."""
+    async with FaultyLine(url) as line, under_load(line.url, name) as load:
+        for _ in range(8):
+            line.drop()
+            await load.flows(20)
+
+    assert not load.ledger.lost
+    assert not load.ledger.unwanted
+    assert load.ledger.duplicates == 0
+    assert await left(client, name) == NOTHING
+
+
+@pytest.mark.parametrize(
+    "command", [b"XREADGROUP", b"EVALSHA", b"CLIENT"], ids=bytes.decode
+)
+async def test_a_lost_reply_is_neither_lost_work_nor_done_twice(
+    url: str, name: str, client: Client, command: bytes
+) -> None:
+    """The request was carried out and its answer never came: sends, reads and acks alike."""
+    async with FaultyLine(url) as line, under_load(line.url, name) as load:
+        for size in (None, 0, 3, None, 40, None):
+            if size is None:
+                line.reset_after_request(command)
+            else:
+                line.truncate_reply(size, command)
+            await load.flows(20)
+
+    assert not load.ledger.lost
+    assert load.ledger.duplicates == 0
+    assert await left(client, name) == NOTHING
+
+
+async def test_a_half_open_line_is_noticed_and_its_late_requests_do_no_harm(
+    url: str, name: str, client: Client
+) -> None:
+    """Nothing answers for longer than the lease; what was sent meanwhile arrives much later.
+
+    The other consumer may take over what the silent one holds, so that much may be done twice.
+    """
+    async with (
+        FaultyLine(url) as line,
+        under_load(url, name, consumer_url=line.url) as load,
+    ):
+        line.black_hole()
+        await asyncio.sleep(2 * VISIBILITY)
+        await load.flows(20)
+        line.heal()
+        await load.flows(20)
+
+    assert not load.ledger.lost
+    assert load.ledger.duplicates <= CONCURRENCY + 1
+    assert await left(client, name) == NOTHING
+
+
+async def test_sends_over_a_silent_line_are_stored_once(
+    url: str, name: str, client: Client
+) -> None:
+    """Replies stop, requests arrive; senders ask again over new lines."""
+    async with FaultyLine(url) as line, under_load(line.url, name) as load:
+        line.black_hole(only="replies")
+        await asyncio.sleep(4)
+        line.heal()
+        await load.flows(20)
+
+    assert not load.ledger.lost
+    assert not load.ledger.unwanted
+    assert await left(client, name) == NOTHING
+
+
+async def test_a_slow_line_costs_nothing_but_time(
+    url: str, name: str, client: Client
+) -> None:
+    """A tenth of a second each way: everything still arrives once."""
+    async with FaultyLine(url) as line, under_load(line.url, name) as load:
+        line.delay(0.1)
+        await load.flows(40, limit=15)
+        line.heal()
+        await load.flows(20)
+
+    assert not load.ledger.lost
+    assert load.ledger.duplicates == 0
+    assert await left(client, name) == NOTHING
