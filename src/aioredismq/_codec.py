@@ -25,6 +25,9 @@ RESERVED: Final = b"mq-"
 _TAKEN = {BODY.decode(), CONTENT_TYPE.decode()}
 _NAMES_LIMIT = 200
 
+# A script can pass on some 8000 words at once: a message of more would break in the middle of it.
+MOST_HEADERS = 1000
+
 JSON: Final = "application/json"
 BYTES: Final = "application/octet-stream"
 TEXT: Final = "text/plain"
@@ -70,7 +73,10 @@ def encode(
     """
     fields: tuple[bytes, ...]
     if isinstance(body, str):
-        fields = (BODY, _utf8(body, "body"), *_TEXT_FIELDS)
+        try:
+            fields = (BODY, body.encode(), *_TEXT_FIELDS)
+        except UnicodeEncodeError as error:
+            raise _lone_surrogate("body", error) from error
     elif isinstance(body, _BUFFERS):
         fields = (BODY, bytes(body), *_BYTES_FIELDS)
     else:
@@ -291,7 +297,7 @@ def _mismatch(error: MismatchError) -> DecodeError:
     return DecodeError(f"body{error.at}: {error.what}")
 
 
-def _header_fields(headers: Mapping[str, str]) -> tuple[bytes, ...]:
+def _header_fields(headers: Mapping[Any, Any]) -> tuple[bytes, ...]:
     """Write headers as fields; refuse what would not come back as it was."""
     if not isinstance(headers, Mapping):
         msg = (
@@ -300,31 +306,27 @@ def _header_fields(headers: Mapping[str, str]) -> tuple[bytes, ...]:
         raise EncodeError(msg)
     fields: list[bytes] = []
     for name, value in headers.items():
-        if not all(isinstance(part, str) for part in (name, value)):
+        if not isinstance(name, str) or not isinstance(value, str):
             msg = (
                 f"headers must be str to str, got {name!r}: {type(value).__qualname__}"
             )
             raise EncodeError(msg)
-        if not name:
-            msg = "a header's name must not be empty"
-            raise EncodeError(msg)
-        if name in _TAKEN or name.startswith("mq-"):
+        if not name or name in _TAKEN or name.startswith("mq-"):
             msg = (
-                f"a header's name must not be 'body' or 'content-type' or begin with 'mq-', "
-                f"got {name!r}"
+                "a header's name must not be empty, 'body' or 'content-type', nor begin with "
+                f"'mq-', got {name!r}"
             )
             raise EncodeError(msg)
-        fields += (_utf8(name, "a header's name"), _utf8(value, f"header {name!r}"))
+        try:
+            fields += (name.encode(), value.encode())
+        except UnicodeEncodeError as error:
+            raise _lone_surrogate(f"header {name!r}", error) from error
     return tuple(fields)
 
 
-def _utf8(text: str, what: str) -> bytes:
-    try:
-        return text.encode()
-    except UnicodeEncodeError as error:
-        lone = text[error.start]
-        msg = f"{what}: lone surrogate {lone!r} cannot be sent as UTF-8"
-        raise EncodeError(msg) from error
+def _lone_surrogate(where: str, error: UnicodeEncodeError) -> EncodeError:
+    lone = error.object[error.start]
+    return EncodeError(f"{where}: lone surrogate {lone!r} cannot be sent as UTF-8")
 
 
 def _text(raw: bytes) -> str:

@@ -211,6 +211,8 @@ def _make_call(
             return lambda body, _: handler(body)
         case [("message", None)]:
             return lambda _, message: handler(message)
+        case [("body", None), ("message", str(name))]:
+            return lambda body, message: handler(body, **{name: message})
         case [("message", None), ("body", None)]:
             return lambda body, message: handler(message, body)
         case _:
