@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -28,9 +29,10 @@ def arguments(url: str, connect_timeout: float) -> dict[str, Any]:
         url = f"redis://{url}"
     try:
         given: dict[str, Any] = dict(parse_url(url))
+        _check_database(url)
     except ValueError as error:
-        msg = f"the URL {without_password(url)!r} cannot be used: {error}"
-        raise ConfigurationError(msg) from error
+        # Without its cause, which may quote a password that was not percent-encoded.
+        raise ConfigurationError(_unusable(url, str(error))) from None
     given.pop("max_connections", None)
     return {
         **given,
@@ -60,20 +62,47 @@ def shown(arguments: dict[str, Any]) -> str:
 
 def without_password(url: str) -> str:
     """Write a URL for an error message."""
-    before, at, after = url.rpartition("@")
-    return f"{before.split('://', 1)[0]}://***@{after}" if at else url
+    scheme, separator, rest = url.partition("://")
+    if not separator:
+        scheme, rest = "", url
+    _, at, place = rest.rpartition("@")
+    place = re.sub(r"(password=)[^&]*", r"\1***", place)
+    return f"{scheme}{separator}{'***@' if at else ''}{place}"
+
+
+def _check_database(url: str) -> None:
+    """Refuse what redis-py would take for database 0."""
+    parts = urlsplit(url)
+    if parts.scheme in {"redis", "rediss"} and not re.fullmatch(r"/?\d*", parts.path):
+        msg = "the database, behind the slash, must be a number"
+        raise ValueError(msg)
+
+
+def _unusable(url: str, reason: str) -> str:
+    """Say why a URL cannot be used, quoting nothing of it that is not shown."""
+    shown_url = without_password(url)
+    reason = re.sub(
+        r"'[^']*'",
+        lambda word: word[0] if word[0][1:-1] in shown_url else "***",
+        reason,
+    )
+    hint = " (special characters in a password must be percent-encoded)"
+    return f"the URL {shown_url!r} cannot be used: {reason}{hint if '@' in url else ''}"
 
 
 def with_port(url: str, port: object) -> str:
     """Put a port into a URL or host name, in place of the one it has.
 
     Raises:
-        ConfigurationError: It is no port.
+        ConfigurationError: It is no port, or the URL is not one of a single host.
     """
-    if not isinstance(port, int) or not 0 < port < 65536:
+    if not isinstance(port, int) or isinstance(port, bool) or not 0 < port < 65536:
         msg = f"port must be a whole number from 1 to 65535, got {port!r}"
         raise ConfigurationError(msg)
     parts = urlsplit(url if "://" in url else f"redis://{url}")
+    if parts.scheme not in {"redis", "rediss"}:
+        msg = f"port goes with a redis:// URL or a host name, got {without_password(url)!r}"
+        raise ConfigurationError(msg)
     credentials, at, _ = parts.netloc.rpartition("@")
     host = f"[{parts.hostname}]" if ":" in (parts.hostname or "") else parts.hostname
     return parts._replace(
