@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import asyncio
 import gc
-import logging
 import secrets
 from contextlib import suppress
 from typing import TYPE_CHECKING
@@ -11,11 +10,10 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from redis.asyncio import Redis
-from redis.exceptions import ResponseError
+from redis.exceptions import OutOfMemoryError, ResponseError
 
 from aioredismq import (
     BacklogError,
-    Connection,
     ConnectionLostError,
     MessageQueueError,
     NotInitializedError,
@@ -28,7 +26,7 @@ from aioredismq import (
 from aioredismq import _batcher as room
 from aioredismq import _scripts as scripts
 from aioredismq._wire import pack
-from aioredismq.testing import FaultyLine
+from aioredismq.testing import FaultyLine, RedisServer
 from tests.sending import (
     memories,
     open_batcher,
@@ -41,10 +39,10 @@ from tests.sending import (
 from tests.support import eventually
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Sequence
+    from collections.abc import AsyncIterator, Iterator, Sequence
+    from pathlib import Path
 
     from aioredismq._batcher import Batcher
-    from aioredismq.testing import RedisServer
 
 
 @pytest.fixture
@@ -395,6 +393,616 @@ async def test_a_producer_that_never_sent_can_be_closed(url: str, name: str) -> 
             await batcher.close()
 
 
+# Refusals.
+
+
+async def set_memory(client: Redis, limit: int) -> None:
+    """Fill the server up (1), or make room again (0)."""
+    await client.config_set("maxmemory", limit)
+
+
+async def test_each_caller_of_a_refused_batch_gets_an_error_of_its_own(
+    batcher: Batcher, name: str, client: Redis
+) -> None:
+    """One instance raised in many tasks would gather the tracebacks of them all."""
+    await client.delete(name)
+    await client.set(name, "not a stream")
+
+    errors = await errors_of(send(batcher, *range(10)))
+
+    assert {type(error) for error in errors} == {WrongKeyTypeError}
+    assert len({id(error) for error in errors}) == 10
+    await client.delete(name)
+
+
+@pytest.mark.parametrize("position", range(4))
+async def test_what_a_full_server_refuses_is_stored_by_sending_it_anew(
+    own_server: RedisServer, name: str, own_client: Redis, position: int
+) -> None:
+    """Whichever of a run of batches it is; the others are stored, and none of them twice.
+
+    All are under way at once, and the server is full for one of them only.
+    """
+    batches = [[f"{number}.{at}" for at in range(3)] for number in range(4)]
+    async with (
+        open_stream(own_server.url, name) as stream,
+        open_batcher(own_server.url, f"{name}-other") as other,
+    ):
+        await other.append(*plain("teaches the script"))
+        batcher = room.Batcher(stream.link, stream.keys, ProducerConfig())
+        under_way = []
+        for number, bodies in enumerate(batches):
+            if number == position:
+                stream.link.submit(pack("CONFIG", "SET", "maxmemory", 1), ignore)
+            under_way.append(
+                await batcher.submit_all([plain(each)[0] for each in bodies])
+            )
+            stream.link.submit(pack("CONFIG", "SET", "maxmemory", 0), ignore)
+        answers = await asyncio.gather(*under_way, return_exceptions=True)
+
+        assert isinstance(answers[position], ServerFullError)
+        again = await batcher.submit_all([plain(each)[0] for each in batches[position]])
+        answers[position] = await again
+
+        expected: dict[str, str] = {}
+        for ids, bodies in zip(answers, batches, strict=True):
+            assert not isinstance(ids, BaseException)
+            expected |= dict(zip(ids, bodies, strict=True))
+        assert await stored(own_client, name) == expected
+        await batcher.close()
+
+
+def ignore(_reply: object) -> None:
+    """Take a reply nobody asks for."""
+
+
+async def test_a_server_that_forgets_its_scripts_is_taught_them_again(
+    batcher: Batcher, name: str, client: Redis
+) -> None:
+    """Nobody notices: neither a lone send nor many batches under way."""
+    ids = []
+    for _ in range(3):
+        await client.script_flush()
+        ids.append(await batcher.append(*plain("alone")))
+        await client.script_flush()
+        ids += await send_all(batcher, *range(200))
+
+    assert list(await stored(client, name)) == sorted(ids, key=by_time)
+    assert len(ids) == 603
+
+
+async def test_a_server_that_is_not_ready_is_waited_for(
+    own_server: RedisServer, name: str, own_client: Redis
+) -> None:
+    """A replica refuses writes until it is promoted."""
+    async with open_batcher(own_server.url, name) as batcher:
+        await own_client.execute_command("REPLICAOF", "127.0.0.1", "1")
+        tasks = send(batcher, *range(3))
+        await asyncio.sleep(0.15)
+        are_waiting = not any(task.done() for task in tasks)
+        await own_client.execute_command("REPLICAOF", "NO", "ONE")
+
+        ids = await asyncio.gather(*tasks)
+
+    assert are_waiting
+    assert list(await stored(own_client, name)) == ids
+
+
+async def test_a_server_that_is_never_ready_leaves_no_doubt(
+    own_server: RedisServer, name: str, own_client: Redis
+) -> None:
+    """Each of its answers said that nothing was done."""
+    async with open_batcher(own_server.url, name, produce_timeout=0.2) as batcher:
+        await own_client.execute_command("REPLICAOF", "127.0.0.1", "1")
+
+        with pytest.raises(ServerNotReadyError, match="READONLY"):
+            await batcher.append(*plain("refused"))
+
+        await own_client.execute_command("REPLICAOF", "NO", "ONE")
+        await batcher.append(*plain("taken"))
+    assert list((await stored(own_client, name)).values()) == ["taken"]
+
+
+# Lost lines.
+
+
+async def test_without_a_connection_nothing_is_sent(
+    line: FaultyLine, name: str, client: Redis
+) -> None:
+    """It is told as what it is after `produce_timeout`, and is not stored later."""
+    async with open_batcher(line.url, name, produce_timeout=0.1) as batcher:
+        line.cut()
+        await eventually(lambda: not batcher._link.is_up)
+
+        with pytest.raises(ConnectionLostError):
+            await batcher.append(*plain("lost"))
+
+        line.heal()
+        await eventually(lambda: batcher._link.is_up)
+        await batcher.append(*plain("sent"))
+    assert list((await stored(client, name)).values()) == ["sent"]
+
+
+async def test_an_outage_shorter_than_the_timeout_goes_unnoticed(
+    line: FaultyLine, name: str, client: Redis
+) -> None:
+    """What was produced meanwhile is sent once the connection is there again, in order."""
+    async with open_batcher(line.url, name) as batcher:
+        line.cut()
+        await eventually(lambda: not batcher._link.is_up)
+        tasks = send(batcher, *range(200))
+        await asyncio.sleep(0)
+        line.heal()
+
+        ids = await asyncio.gather(*tasks)
+
+    assert await stored(client, name) == {
+        message_id: str(body) for body, message_id in enumerate(ids)
+    }
+
+
+@pytest.mark.parametrize("lost", range(5))
+async def test_a_batch_whose_answer_was_lost_is_stored_once(
+    line: FaultyLine, name: str, client: Redis, lost: int
+) -> None:
+    """Whichever of several under way: it is sent again and answered as the first time."""
+    bodies = [f"batch {number}" for number in range(5)]
+    async with open_batcher(line.url, name, max_batch=1) as batcher:
+        await batcher.append(*plain("teaches the script"))
+        line.reset_after_request(bodies[lost].encode())
+
+        ids = await send_all(batcher, *bodies)
+
+        assert not line.is_armed
+    written = await stored(client, name)
+    assert [written[message_id] for message_id in ids] == bodies
+    assert len(written) == 6
+
+
+async def test_a_line_that_breaks_all_the_time_loses_nothing(
+    line: FaultyLine, name: str, client: Redis
+) -> None:
+    """In whatever part of a request or reply it breaks."""
+
+    async def work(task: int) -> list[str]:
+        return [await batcher.append(*plain(f"{task}.{at}")) for at in range(20)]
+
+    async with open_batcher(line.url, name) as batcher:
+        working = asyncio.gather(*(work(task) for task in range(8)))
+        for at in range(10):
+            if at % 2:
+                line.reset_after_request(b"EVAL")
+            else:
+                line.truncate_reply(at, b"EVAL")
+            await eventually(lambda: not line.is_armed or working.done())
+        line.heal()
+
+        ids = [each for several in await working for each in several]
+
+    written = await stored(client, name)
+    assert [written[each] for each in ids] == [
+        f"{task}.{at}" for task in range(8) for at in range(20)
+    ]
+    assert len(written) == 160
+
+
+# Doubt.
+
+
+async def test_no_answer_in_time_is_told_as_doubt(
+    own_server: RedisServer, name: str
+) -> None:
+    """Not as an error that says it is not stored."""
+    async with open_batcher(own_server.url, name, produce_timeout=0.1) as batcher:
+        own_server.pause()
+
+        with pytest.raises(PublishUncertainError, match=r"no answer within 0.1 s"):
+            await batcher.append(*plain("doubt"))
+
+        own_server.resume()
+
+
+def be_patient(batcher: Batcher) -> None:
+    """Let everything from now on have the time a busy machine may need."""
+    batcher._config = ProducerConfig()
+
+
+@pytest.fixture
+async def doubtful(
+    own_server: RedisServer, name: str
+) -> AsyncIterator[tuple[Batcher, list[PublishUncertainError]]]:
+    """A batcher, and a send for each body 0 to 9 that was not answered in time.
+
+    The server was paused for longer than `produce_timeout`, and goes on now.
+    """
+    async with open_batcher(own_server.url, name, produce_timeout=0.1) as batcher:
+        await batcher.append(*plain("teaches the script"))
+        own_server.pause()
+        doubts = await doubts_of(send(batcher, *range(10)))
+        be_patient(batcher)
+        own_server.resume()
+        yield batcher, doubts
+
+
+async def test_retrying_stores_each_once(
+    doubtful: tuple[Batcher, list[PublishUncertainError]], name: str, own_client: Redis
+) -> None:
+    """Each caller gets the id of its own message, however often it asks."""
+    _, doubts = doubtful
+
+    ids = [await doubt.retry() for doubt in doubts]
+
+    assert [await doubt.retry() for doubt in reversed(doubts)] == ids[::-1]
+    written = await stored(own_client, name)
+    assert [written[message_id] for message_id in ids] == [str(at) for at in range(10)]
+    assert len(written) == 11
+
+
+async def test_all_may_retry_at_once(
+    doubtful: tuple[Batcher, list[PublishUncertainError]], name: str, own_client: Redis
+) -> None:
+    """And several times each: their batches are sent again once for all of them."""
+    _, doubts = doubtful
+    before = await script_calls(own_client)
+
+    ids = await asyncio.gather(*(doubt.retry() for doubt in doubts * 3))
+
+    written = await stored(own_client, name)
+    assert [written[message_id] for message_id in ids] == [
+        str(at) for at in range(10)
+    ] * 3
+    assert len(written) == 11
+    # The originals, and one more for each of the two batches at most.
+    assert await script_calls(own_client) - before <= 4
+
+
+async def test_an_answer_that_came_late_is_not_asked_for_again(
+    doubtful: tuple[Batcher, list[PublishUncertainError]], name: str, own_client: Redis
+) -> None:
+    """It is known by the time of the retry."""
+    batcher, doubts = doubtful
+    await batcher._link.call("PING")  # what was sent before is answered before
+    before = await script_calls(own_client)
+
+    ids = await asyncio.gather(*(doubt.retry() for doubt in doubts))
+
+    assert await script_calls(own_client) == before
+    written = await stored(own_client, name)
+    assert [written[message_id] for message_id in ids] == [str(at) for at in range(10)]
+
+
+async def test_a_retry_without_an_answer_may_be_retried(
+    own_server: RedisServer, name: str, own_client: Redis
+) -> None:
+    """As often as it takes."""
+    async with open_batcher(own_server.url, name, produce_timeout=0.05) as batcher:
+        own_server.pause()
+        doubts = await doubts_of(send(batcher, "a", "b"))
+        for _ in range(2):
+            tasks = [asyncio.create_task(doubt.retry()) for doubt in doubts]
+            doubts = await doubts_of(tasks)
+        be_patient(batcher)
+        own_server.resume()
+
+        ids = [await doubt.retry() for doubt in doubts]
+
+    assert list((await stored(own_client, name)).items()) == [
+        (ids[0], "a"),
+        (ids[1], "b"),
+    ]
+
+
+async def test_a_retry_that_is_cancelled_harms_no_other(
+    line: FaultyLine, name: str, client: Redis
+) -> None:
+    """Those who share its batch get their answer; it may be asked for again."""
+    async with open_batcher(line.url, name, produce_timeout=0.1) as batcher:
+        line.black_hole()
+        doubts = await doubts_of(send(batcher, *range(5)))
+        be_patient(batcher)
+        tasks = [asyncio.create_task(doubt.retry()) for doubt in doubts]
+        await asyncio.sleep(0)
+        tasks[3].cancel()
+        line.heal()
+
+        ended = await asyncio.gather(*tasks, return_exceptions=True)
+
+        assert isinstance(ended[3], asyncio.CancelledError)
+        ended[3] = await doubts[3].retry()
+    assert list((await stored(client, name)).items()) == [
+        (message_id, str(body)) for body, message_id in enumerate(ended)
+    ]
+
+
+async def test_what_never_arrived_is_stored_by_its_retry(
+    line: FaultyLine, name: str, client: Redis
+) -> None:
+    """The request was lost with its line, and not only the answer."""
+    async with open_batcher(line.url, name, produce_timeout=0.1) as batcher:
+        line.black_hole()
+        doubts = await doubts_of(send(batcher, *range(5)))
+        be_patient(batcher)
+        line.drop()
+        line.heal()
+        before = await stored(client, name)
+
+        ids = await asyncio.gather(*(doubt.retry() for doubt in doubts))
+
+    assert not before
+    assert await stored(client, name) == {
+        message_id: str(body) for body, message_id in enumerate(ids)
+    }
+
+
+async def test_a_retry_may_be_refused(
+    own_server: RedisServer, name: str, own_client: Redis
+) -> None:
+    """It is not stored then, which is no doubt any more; and may be retried again."""
+    async with (
+        FaultyLine(own_server.url) as line,
+        open_batcher(line.url, name, produce_timeout=0.1) as batcher,
+    ):
+        await batcher.append(*plain("teaches the script"))
+        line.black_hole()
+        [doubt] = await doubts_of(send(batcher, "doubt"))
+        be_patient(batcher)
+        line.drop()
+        line.heal()
+        await set_memory(own_client, 1)
+        with pytest.raises(ServerFullError):
+            await doubt.retry()
+        await set_memory(own_client, 0)
+
+        message_id = await doubt.retry()
+
+    assert (await stored(own_client, name))[message_id] == "doubt"
+    assert await own_client.xlen(name) == 2
+
+
+async def test_a_retry_that_comes_too_late_is_refused(
+    line: FaultyLine, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The server may have forgotten the number, and would store it twice."""
+    async with open_batcher(line.url, name, produce_timeout=0.1) as batcher:
+        line.black_hole()
+        [doubt] = await doubts_of(send(batcher, "late"))
+        monkeypatch.setattr(room, "_MEMORY", 0.02)
+
+        with pytest.raises(MessageQueueError, match="too late to retry") as raised:
+            await doubt.retry()
+
+    assert not isinstance(raised.value, PublishUncertainError)
+
+
+async def test_a_retry_after_the_end_says_so(
+    own_server: RedisServer, name: str
+) -> None:
+    """It neither waits for ever nor sends on a connection that is not its own any more."""
+    async with open_batcher(own_server.url, name, produce_timeout=0.05) as batcher:
+        own_server.pause()
+        [doubt] = await doubts_of(send(batcher, "doubt"))
+    own_server.resume()
+
+    async with asyncio.timeout(1):
+        with pytest.raises(NotInitializedError, match="the producer is closed"):
+            await doubt.retry()
+
+
+# What the server remembers.
+
+
+async def test_ten_thousand_sends_leave_little_behind(
+    batcher: Batcher, name: str, client: Redis
+) -> None:
+    """One key per producer, with an end of its own, and a bounded number of fields."""
+    for _ in range(10_000):
+        await batcher.append([b"body", b""], 0)
+
+    [memory] = await memories(client, name)
+    assert await client.hlen(memory) <= 20
+    assert 500_000 < await client.pttl(memory) <= 600_000
+    assert await client.xlen(name) == 10_000
+
+
+async def test_many_batches_under_way_leave_little_behind(
+    batcher: Batcher, name: str, client: Redis
+) -> None:
+    """As many numbers as were not answered, and some for the step."""
+    for _ in range(20):
+        await send_all(batcher, *range(500))
+
+    assert len(await remembered(client, name)) <= 20 + 500 // 64
+
+
+async def test_a_doubt_is_remembered_while_somebody_may_retry_it(
+    doubtful: tuple[Batcher, list[PublishUncertainError]], name: str, own_client: Redis
+) -> None:
+    """However much is sent meanwhile."""
+    batcher, doubts = doubtful
+    for _ in range(100):
+        await batcher.append(*plain("meanwhile"))
+
+    ids = [await doubt.retry() for doubt in doubts]
+
+    written = await stored(own_client, name)
+    assert [written[message_id] for message_id in ids] == [str(at) for at in range(10)]
+    assert len(written) == 111
+
+
+async def test_a_doubt_nobody_can_retry_is_forgotten(
+    line: FaultyLine, name: str, client: Redis
+) -> None:
+    """Its error is gone, so its number need not be kept."""
+    async with open_batcher(line.url, name, produce_timeout=0.05) as batcher:
+        line.black_hole()
+        await errors_of(send(batcher, "doubt"))
+        be_patient(batcher)
+        line.drop()
+        line.heal()
+        await batcher.append(*plain("the line is there again"))
+        gc.collect()
+        for _ in range(100):
+            await batcher.append(*plain("meanwhile"))
+
+        assert len(await remembered(client, name)) <= 20
+
+
+async def test_an_error_that_is_kept_does_not_make_the_server_remember_for_ever(
+    line: FaultyLine, name: str, client: Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Once it is too old to be retried, what was sent since may be forgotten."""
+    async with open_batcher(line.url, name, produce_timeout=0.05) as batcher:
+        line.black_hole()
+        kept = await errors_of(send(batcher, "doubt"))
+        be_patient(batcher)
+        line.drop()
+        line.heal()
+        monkeypatch.setattr(room, "_MEMORY", 0.05)
+        for _ in range(100):
+            await batcher.append(*plain("meanwhile"))
+
+        assert len(await remembered(client, name)) <= 20
+    assert kept
+
+
+async def test_memory_is_renewed_now_and_then(
+    batcher: Batcher, name: str, client: Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not by each send, which would be a call more, but long before it ends."""
+    await batcher.append(*plain(1))
+    [memory] = await memories(client, name)
+    await client.pexpire(memory, 200_000)
+
+    await batcher.append(*plain(2))
+    soon = await client.pttl(memory)
+    monkeypatch.setattr(batcher, "_renewed", batcher._loop.time() - 60)
+    await batcher.append(*plain(3))
+    later = await client.pttl(memory)
+
+    assert soon <= 200_000
+    assert later > 500_000
+
+
+async def test_a_renewal_that_was_refused_is_made_up_for(
+    batcher: Batcher, name: str, client: Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A server that has forgotten its scripts has not renewed anything."""
+    await batcher.append(*plain(1))
+    [memory] = await memories(client, name)
+    await client.pexpire(memory, 200_000)
+    await client.script_flush()
+    monkeypatch.setattr(batcher, "_renewed", batcher._loop.time() - 60)
+
+    await batcher.append(*plain(2))
+
+    assert await client.pttl(memory) > 500_000
+
+
+# All of it.
+
+
+@pytest.fixture(scope="module")
+def rough_server(server_path: Path | None) -> Iterator[RedisServer]:
+    """A server that is filled up and forgets its scripts, for one test's many runs."""
+    with RedisServer(server_path) as running:
+        yield running
+
+
+class Sender:
+    """Send through everything that can happen, and keep account of what was said of it."""
+
+    def __init__(self, line: FaultyLine, batcher: Batcher, client: Redis) -> None:
+        """Nothing has been sent."""
+        self._line = line
+        self._batcher = batcher
+        self._client = client
+        self._bodies = 0
+        self._sent: dict[str, asyncio.Task[str]] = {}
+        self.accepted: dict[str, str] = {}
+        self.refused: list[str] = []
+
+    async def step(self, what: str, count: int) -> None:
+        """Do one thing."""
+        match what:
+            case "send":
+                bodies = [str(self._bodies + at) for at in range(count)]
+                self._bodies += count
+                tasks = send(self._batcher, *bodies)
+                self._sent |= dict(zip(bodies, tasks, strict=True))
+            case "cancel" if self._sent:
+                body = list(self._sent)[count % len(self._sent)]
+                self._sent[body].cancel()
+            case "lose an answer":
+                self._line.reset_after_request(b"EVAL")
+            case "drop the line":
+                self._line.drop()
+            case "go silent":
+                self._line.black_hole()
+                await asyncio.sleep(0.06)
+                self._line.drop()
+                self._line.heal()
+            case "fill up" | "make room":
+                await set_memory(self._client, int(what == "fill up"))
+            case "forget scripts":
+                await self._client.script_flush()
+        await asyncio.sleep(0.002)
+
+    async def end(self) -> None:
+        """Wait for every answer, and find out what is in doubt."""
+        be_patient(self._batcher)
+        self._line.heal()
+        await set_memory(self._client, 0)
+        for body, task in self._sent.items():
+            try:
+                self.accepted[await task] = body
+            except PublishUncertainError as doubt:
+                self.accepted[await doubt.retry()] = body
+            except (ServerFullError, ConnectionLostError):
+                self.refused.append(body)
+            except asyncio.CancelledError:
+                pass
+
+
+@settings(max_examples=15, deadline=None)
+@given(
+    steps=st.lists(
+        st.tuples(
+            st.sampled_from(
+                (
+                    *("send", "send", "send", "cancel", "lose an answer"),
+                    *("drop the line", "go silent", "forget scripts"),
+                    *("fill up", "make room"),
+                )
+            ),
+            st.integers(1, 12),
+        ),
+        min_size=1,
+        max_size=25,
+    )
+)
+async def test_whatever_happens_what_is_accepted_is_stored_once(
+    rough_server: RedisServer, steps: list[tuple[str, int]]
+) -> None:
+    """And what is refused is not stored; a cancelled send may be."""
+    name = f"rough-{secrets.token_hex(4)}"
+    async with (
+        Redis.from_url(rough_server.url, protocol=2) as client,
+        FaultyLine(rough_server.url) as line,
+        open_batcher(line.url, name, produce_timeout=0.05, max_batch=5) as batcher,
+    ):
+        sender = Sender(line, batcher, client)
+        for step in steps:
+            await sender.step(*step)
+        await sender.end()
+        await batcher.append(*plain("last"))
+
+        written = await stored(client, name)
+    bodies = list(written.values())
+    assert len(set(bodies)) == len(bodies)
+    assert sender.accepted.items() <= written.items()
+    assert not set(sender.refused) & set(bodies)
+
+
 # The script.
 
 
@@ -417,6 +1025,84 @@ async def run_append(
         scripts.APPEND.text.decode(), len(keys), *keys, *arguments
     )
     return answer.decode().split(" ")
+
+
+async def test_a_batch_is_stored_in_its_order(name: str, client: Redis) -> None:
+    """One id for each message."""
+    ids = await run_append(client, name, 1, 0, ["a", "b", "c"])
+
+    assert list((await stored(client, name)).items()) == list(
+        zip(ids, ["a", "b", "c"], strict=True)
+    )
+
+
+async def test_a_known_batch_is_answered_as_the_first_time(
+    own_server: RedisServer, name: str, own_client: Redis
+) -> None:
+    """However often it comes; a full memory does not keep it from being known."""
+    first = await run_append(own_client, name, 1, 0, ["a", "b"])
+    await run_append(own_client, name, 2, 0, ["c"])
+    await set_memory(own_client, 1)
+
+    again = await run_append(own_client, name, 1, 0, ["a", "b"])
+
+    assert again == first
+    assert list((await stored(own_client, name)).values()) == ["a", "b", "c"]
+
+
+async def test_a_full_memory_refuses_all_of_a_batch(
+    own_server: RedisServer, name: str, own_client: Redis
+) -> None:
+    """And its number stays unknown, so it is stored when it comes again."""
+    await run_append(own_client, name, 1, 0, ["a"])
+    await set_memory(own_client, 1)
+    with pytest.raises((OutOfMemoryError, ResponseError), match="maxmemory"):
+        await run_append(own_client, name, 2, 0, ["b", "c"])
+    await set_memory(own_client, 0)
+    await run_append(own_client, name, 3, 0, ["d"])
+
+    await run_append(own_client, name, 2, 0, ["b", "c"])
+
+    assert list((await stored(own_client, name)).values()) == ["a", "d", "b", "c"]
+
+
+async def test_a_number_below_low_is_refused(name: str, client: Redis) -> None:
+    """Its sender has given it up: a late original must not write."""
+    await run_append(client, name, 17, 16, ["a"])
+
+    for number in (1, 15):
+        with pytest.raises(ResponseError, match=f"STALE batch {number} was given up"):
+            await run_append(client, name, number, 0, ["late"])
+    await run_append(client, name, 16, 16, ["b"])
+
+    assert list((await stored(client, name)).values()) == ["a", "b"]
+
+
+async def test_only_what_is_below_low_is_forgotten(name: str, client: Redis) -> None:
+    """All of it, however far it moves at once."""
+    for number in range(1, 6):
+        await run_append(client, name, number, 0, ["x"])
+    await run_append(client, name, 6, 4, ["x"])
+    some = set(await remembered(client, name))
+    await run_append(client, name, 5000, 4990, ["x"])
+    last = set(await remembered(client, name))
+
+    assert (some, last) == ({4, 5, 6}, {5000})
+
+
+async def test_a_memory_that_has_run_out_begins_anew(name: str, client: Redis) -> None:
+    """A producer that was silent for longer than it lasts goes on with its numbers."""
+    await run_append(client, name, 20, 16, ["a"], memory_ms=60_000)
+    [memory] = await memories(client, name)
+    await client.delete(memory)
+
+    await run_append(client, name, 21, 16, ["b"], memory_ms=60_000)
+
+    assert await client.hgetall(memory) == {
+        b"low": b"16",
+        b"21": list(await stored(client, name))[1].encode(),
+    }
+    assert 0 < await client.pttl(memory) <= 60_000
 
 
 class FaultyNetwork:
