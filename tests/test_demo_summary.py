@@ -70,7 +70,13 @@ def test_dead_letters_are_accounted_for() -> None:
         ),
         ({"figures": Figures(produced=9, handled=9)}, "1 not sent"),
         ({"failed_workers": 2}, "2 process(es) failed"),
-        ({"trouble": "no progress for 10 s"}, "Not good: no progress for 10 s."),
+        (
+            {
+                "trouble": "no progress for 10 s",
+                "figures": Figures(produced=10, handled=9, waiting=1, stored=1),
+            },
+            "Not good: no progress for 10 s; 1 still in the queue.",
+        ),
         ({"leftovers": None}, "it did not answer"),
         ({"leftovers": replace(_EMPTY, pending=4)}, "4 pending"),
         ({"ordered": 0, "figures": Figures(), "bad_lines": 5}, "bad lines"),

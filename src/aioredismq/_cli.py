@@ -22,8 +22,6 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
     from pathlib import Path
 
-_STDIN = 0
-
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command.
@@ -73,7 +71,10 @@ def _code_of(error: BaseException) -> int | None:
             code = 1
         case _:
             return None
-    complain(f"{PROGRAM}: {' '.join(str(error).split())}")
+    words = str(error)
+    if isinstance(error, OSError) and error.strerror:
+        words = ": ".join(filter(None, (error.filename, error.strerror)))
+    complain(f"{PROGRAM}: {' '.join(words.split())}")
     return code
 
 
@@ -118,7 +119,7 @@ def _demo(options: argparse.Namespace) -> int:
 def _source(name: str) -> Source:
     """Open the input."""
     if name == "-":
-        return Source("<stdin>", _STDIN)
+        return Source("<stdin>", _stdin())
     try:
         fd = os.open(name, os.O_RDONLY)
         os.read(fd, 0)  # a folder opens, and cannot be read
@@ -126,6 +127,13 @@ def _source(name: str) -> Source:
         msg = f"cannot read {name}: {error.strerror}"
         raise UsageError(msg) from error
     return Source(name, fd)
+
+
+def _stdin() -> int:
+    """Give standard input, if there is one."""
+    if sys.stdin is None:
+        raise UsageError("standard input is closed")
+    return sys.stdin.fileno()
 
 
 def _check_writable(path: Path) -> None:
@@ -140,7 +148,8 @@ def _check_writable(path: Path) -> None:
 def _produce(options: argparse.Namespace) -> int:
     url = _url(options)
     if options.body == "-":
-        return _run(lambda: produce_lines(options.queue, url, _STDIN))
+        fd = _stdin()
+        return _run(lambda: produce_lines(options.queue, url, fd))
     try:
         body = parse(options.body)
     except NotJSONError as error:

@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 # Records asked for at once when all are listed: the list of a long queue is never in memory.
 _PAGE = 1000
 
+# Messages `consume` reads at once.
+_READ = 100
+
 
 async def produce(queue: str, url: str, body: object) -> int:
     """Send one message and print its id."""
@@ -57,7 +60,10 @@ async def consume(queue: str, url: str, group: str | None, count: int | None) ->
         group: Whose messages; made if need be.
         count: Messages after which it ends; None for no end.
     """
-    config = ConsumerConfig(group=group, concurrency=1, count=count)
+    # Few at a time: what it has read and does not print goes back, to the end of the line.
+    config = ConsumerConfig(
+        group=group, concurrency=1, count=min(count or _READ, _READ)
+    )
     async with Consumer(RedisMessageQueue(queue, url), None, config) as consumer:
         left = count
         async for message in consumer:

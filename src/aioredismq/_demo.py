@@ -39,7 +39,7 @@ _LOOK_EVERY = 0.05
 _RATE_WINDOW = 2.0
 
 # Seconds the server gets to answer the last questions.
-_LAST_QUESTIONS = 10.0
+_LAST_QUESTIONS = 5.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,8 +71,16 @@ def run_demo(options: DemoOptions) -> int:
         summary = asyncio.run(_Run(options, server).run())
     write(summary.text())
     if options.report is not None:
-        options.report.write_text(summary.report() + "\n")
+        _write_report(options.report, summary)
     return summary.exit_code
+
+
+def _write_report(path: Path, summary: Summary) -> None:
+    try:
+        path.write_text(summary.report() + "\n")
+    except OSError as error:
+        error.filename = str(path)  # a failed write does not know it
+        raise
 
 
 class _Run:
@@ -211,8 +219,9 @@ class _Run:
         for producer in crew.producers:
             producer.end(signal.SIGTERM)
         try:
-            await crew.dismiss(crew.producers)
-            await crew.dismiss(crew.consumers)
+            if not self._trouble:  # else nobody needs the other
+                await crew.dismiss(crew.producers)
+            await crew.dismiss(crew.workers)
         finally:
             self._read_records()
             if self._is_open:

@@ -28,8 +28,8 @@ if TYPE_CHECKING:
 _FIRST_NOTES = 5
 _LAST_NOTES = 5
 
-# Seconds a worker has to go after it was told to; longer than a consumer's shutdown_timeout.
-_PATIENCE = 15.0
+# Seconds a worker has to go after it was told to. While the server answers it takes milliseconds.
+_PATIENCE = 5.0
 _LAST_PATIENCE = 3.0
 
 
@@ -91,14 +91,15 @@ class Worker:
 
     async def tell(self, orders: bytes) -> bool:
         """Write to its standard input; False when it is gone."""
-        if self._process is None or self._process.stdin is None:
+        stdin = None if self._process is None else self._process.stdin
+        if stdin is None or stdin.is_closing():
             return False
         try:
-            self._process.stdin.write(orders)
-            await self._process.stdin.drain()
+            stdin.write(orders)
+            await stdin.drain()
         except OSError:
             return False
-        return self.is_alive
+        return True
 
     def dismiss(self) -> None:
         """Tell it to finish what it has and leave."""
@@ -191,7 +192,7 @@ class Crew:
         self._changed.clear()
 
     async def dismiss(self, workers: Sequence[Worker]) -> None:
-        """Let these finish what they have; who has not gone in 15 seconds is killed."""
+        """Let these finish what they have; who has not gone in 5 seconds is killed."""
         for worker in workers:
             worker.dismiss()
         with anyio.move_on_after(_PATIENCE):

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from ._demo_worker import order_body, order_range
 from ._jsonl import NotJSONError, read_lines
-from ._terminal import complain
+from ._terminal import UsageError, complain
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Sequence
@@ -66,7 +66,7 @@ class Feed:
         """Order everything; ends early when no producer is left.
 
         Raises:
-            OSError: The source cannot be read.
+            UsageError: The source cannot be read.
         """
         async for orders in (
             self._from_source() if self._source else self._made_up(len(producers))
@@ -90,7 +90,7 @@ class Feed:
 
     async def _from_source(self) -> AsyncIterator[list[bytes]]:
         assert self._source is not None
-        async for lines in read_lines(self._source.fd):
+        async for lines in self._lines(self._source):
             orders = []
             for line in lines:
                 if self._limit is not None and self.ordered >= self._limit:
@@ -101,6 +101,14 @@ class Feed:
             yield orders
             if self._limit is not None and self.ordered >= self._limit:
                 return
+
+    async def _lines(self, source: Source) -> AsyncIterator[list[Line]]:
+        try:
+            async for lines in read_lines(source.fd):
+                yield lines
+        except OSError as error:
+            msg = f"cannot read {source.name}: {error.strerror}"
+            raise UsageError(msg) from error
 
     def _is_message(self, line: Line, where: str) -> bool:
         """Check a line; a bad one is named."""

@@ -56,7 +56,6 @@ class Summary:
             figures.produced == self.ordered
             and not figures.waiting
             and not self.failed_workers
-            and not self.trouble
             and self.leftovers is not None
             and not self.leftovers.pending
             and (self.ordered > 0 or not self.bad_lines)
@@ -85,7 +84,7 @@ class Summary:
             ("dead letters", figures.dead, self._of_dead()),
         ]
         if figures.stored:
-            rows.append(("still queued", figures.stored, "waiting for a consumer"))
+            rows.append(("still queued", figures.stored, "there, and not handled"))
         if figures.unconfirmed:
             why = "handled; the producer did not live to hear that they were sent"
             rows.append(("unconfirmed", figures.unconfirmed, why))
@@ -162,7 +161,7 @@ class Summary:
             return "      ?  it did not answer"
         return (
             f"{left.length:>9}  in the stream, {left.returned} handed back, "
-            f"{left.pending} pending"
+            f"{left.pending} pending, {left.dead} dead letters"
         )
 
     def _verdict(self) -> str:

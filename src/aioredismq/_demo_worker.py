@@ -1,8 +1,8 @@
 """What runs in the child processes of the demo: one producer or one consumer each.
 
 The parent speaks through standard input: orders for a producer, and its end means "finish what
-you have and leave", which is also what happens when the parent is killed. A worker answers on
-standard output, one JSON object a line, and records what it has done in a file (`RecordFile`).
+you have and leave". A worker answers on standard output, one JSON object a line, and records what
+it has done in a file (`RecordFile`). When the parent is killed, both pipes end, and so does it.
 """
 
 from __future__ import annotations
@@ -85,11 +85,12 @@ async def run_producer(name: str, url: str, record_fd: int, rate: float) -> None
         async with asyncio.TaskGroup() as tasks:
             for _ in range(_SENDERS):
                 tasks.create_task(send())
-            write_json({"ready": True})
+            reports = tasks.create_task(_report(None))
             # A signal ends the orders; what the senders have is still sent and recorded.
             await until_signal(lambda: _pass_orders(rate, waiting))
             for _ in range(_SENDERS):
                 await waiting.put(None)
+            reports.cancel()
 
 
 async def _pass_orders(
@@ -165,7 +166,7 @@ async def run_consumer(
         latency.record(time.monotonic_ns() - int(message.headers[SENT]))
         recorder.record(number)
 
-    def note_dead(message: Message, failure: Failure) -> None:
+    async def note_dead(message: Message, failure: Failure) -> None:
         del failure
         recorder.record(~int(message.headers[NUMBER]))
 
@@ -191,9 +192,12 @@ async def _cancel_at_end_of_input(scope: anyio.CancelScope) -> None:
     scope.cancel()
 
 
-async def _report(latency: Latency) -> None:
-    """Tell the parent now and then what was measured."""
-    write_json({"ready": True})
+async def _report(latency: Latency | None) -> None:
+    """Tell the parent now and then what was measured.
+
+    Raises:
+        BrokenPipeError: It is gone: there is nobody to work for.
+    """
     while True:
+        write_json({"ready": True, "latency": latency.encode() if latency else ""})
         await anyio.sleep(_REPORT_EVERY)
-        write_json({"latency": latency.encode()})
