@@ -26,13 +26,20 @@ def is_allowed(name: str) -> bool:
     return True
 
 
+_NO_KEYS = {"for_dead_letters", "of_lane"}
+
+
 def derived(keys: QueueKeys, group: str) -> dict[str, str]:
     """List every key of a queue beside its stream, by what it is."""
     found = {}
     for what, member in vars(QueueKeys).items():
         if isinstance(member, property):
             found[what] = getattr(keys, what)
-        elif inspect.isfunction(member) and not what.startswith("_"):
+        elif (
+            inspect.isfunction(member)
+            and not what.startswith("_")
+            and what not in _NO_KEYS
+        ):
             found[what] = member(keys, group)
     return found
 

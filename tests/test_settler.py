@@ -42,6 +42,7 @@ class Settling:
             Member(stream, GROUP, CONSUMER),
             held=self.held,
             failover=failover,
+            keeps_failures=False,
             failed=lambda entry, failure: self.failed.append((entry, failure)),
             fatal=self.fatal.append,
         )

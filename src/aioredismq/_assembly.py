@@ -81,6 +81,7 @@ class Assembly:
             member,
             held=self.held,
             failover=config.failover,
+            keeps_failures=channel.is_of_dead_letters,
             failed=self._failed,
             fatal=fail,
         )
@@ -99,7 +100,8 @@ class Assembly:
             ack=settler.ack,
             settle=settler.settle,
             leases=self._lease,
-            now=self._clock.now,
+            # What expired as a message does not expire again as a dead letter.
+            now=(lambda: None) if channel.is_of_dead_letters else self._clock.now,
         )
         self.puller = (
             Puller(make=invoker.message, decide=invoker.decide, settle=settler.settle)
@@ -136,6 +138,7 @@ class Assembly:
             visibility_timeout=config.visibility_timeout,
             max_crashes=config.max_crashes,
             may_claim=self._lease.may_claim,
+            server_time=self._clock.now,
             free=lambda: self._dispatcher.has_free_worker,
             run_suspect=self._run_suspect,
             settle=self._settle_recovered,

@@ -47,6 +47,14 @@ class Channel:
         self.keys = QueueKeys(name)
         self.connection = connection
         self.config = config
+        self.is_of_dead_letters = False
+
+    def of_dead_letters(self) -> Channel:
+        """Give the channel on which the dead letters of this queue are consumed."""
+        channel = Channel(self.keys.name, self.connection, self.config)
+        channel.keys = self.keys.for_dead_letters()
+        channel.is_of_dead_letters = True
+        return channel
 
     @property
     def channel(self) -> Self:
@@ -60,7 +68,7 @@ class Channel:
 
     def group_name(self, group: str | None) -> str:
         """Name of a group; None is the default one."""
-        return group or f"{self.keys.name}_group"
+        return group or f"{self.keys.stream}_group"
 
     async def open(self) -> Stream:
         """Connect and agree on the rules; `close()` undoes it.

@@ -8,10 +8,13 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from . import _scripts as scripts
+from ._config import ConsumerConfig, ConsumerOptions, consumer_config
 from ._errors import ConfigurationError, ServerError
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Mapping
+    from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+
+    from typing_extensions import Unpack
 
     from ._message import Record
     from ._stream import Stream
@@ -85,16 +88,21 @@ class DeadLetters:
     """The dead letters of one queue. Made by `RedisMessageQueue.dead_letters`."""
 
     def __init__(
-        self, stream: Callable[[], Stream], read: Callable[[Any], Record]
+        self,
+        stream: Callable[[], Stream],
+        read: Callable[[Any], Record],
+        consume: Callable[[Callable[..., Any], ConsumerConfig], Awaitable[None]],
     ) -> None:
         """Nothing is asked yet.
 
         Args:
             stream: Gives the open queue; raises when it is not.
             read: Takes an entry apart.
+            consume: Runs a handler on dead letters until cancelled.
         """
         self._stream = stream
         self._read = read
+        self._consume = consume
 
     async def count(self) -> int:
         """Count them.
@@ -201,6 +209,26 @@ class DeadLetters:
             chosen = [letter_id for letter_id, _ in page]
             count += int(await stream.link.call("XDEL", stream.keys.dead, *chosen))
         return count
+
+    async def consume(
+        self, callback: Callable[..., Any], /, **options: Unpack[ConsumerOptions]
+    ) -> None:
+        """Call `callback` with each dead letter, until cancelled; success removes the letter.
+
+        One that fails stays a dead letter and is not tried again by this group. The message's
+        `reserved` says why it died.
+
+        Args:
+            callback: The handler. Its parameters decide what it gets, as with a queue's.
+            options: The fields of `ConsumerConfig`; `max_attempts` is 1.
+
+        Raises:
+            MessageQueueError: As `RedisMessageQueue.consume`.
+
+        Cancellation: as `RedisMessageQueue.consume`.
+        """
+        self._stream()
+        await self._consume(callback, consumer_config({**options, "max_attempts": 1}))
 
     # ------------------------------------------------------------------------------------------
 

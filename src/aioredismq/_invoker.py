@@ -106,6 +106,7 @@ class Invoker:
             settle=settle,
             entry=entry,
             leases=self._leases,
+            reserved=envelope.meta,
         )
 
     def lease_lost(self, entry_id: bytes, in_lane: bool) -> None:

@@ -81,9 +81,22 @@ class QueueKeys:
         root = self.name if "{" in self.name else f"{{{self.name}}}"
         object.__setattr__(self, "_root", root)
 
+    def for_dead_letters(self) -> QueueKeys:
+        """The keys under which the dead letters are consumed: their stream in place of the queue's.
+
+        What fails there stays there: it is its own stream of dead letters.
+        """
+        keys = object.__new__(QueueKeys)
+        object.__setattr__(keys, "name", self.name)
+        object.__setattr__(keys, "stream", self.dead)
+        object.__setattr__(keys, "_root", self.dead)
+        return keys
+
     @property
     def dead(self) -> str:
         """Stream of the dead letters."""
+        if self.stream != self.name:
+            return self.stream
         return f"{self._root}:dead"
 
     @property

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from ._stream import Stream
 
-Where: TypeAlias = Literal["lane", "later", "dead"]
+Where: TypeAlias = Literal["lane", "later", "dead", "keep"]
 
 # Pending entries looked at in one call: some 100 µs of the server's time for the ids alone.
 _PAGE = 500
@@ -31,7 +31,8 @@ class Move:
 
     Attributes:
         entry: What is held.
-        where: `lane` (again at once), `later` (again in `delay` seconds), `dead`.
+        where: `lane` (again at once), `later` (again in `delay` seconds), `dead`, or `keep`
+            (acknowledged, and left where it is).
         fields: What is stored there, flat.
         delay: Seconds, for `later`.
     """
@@ -224,17 +225,22 @@ class Member:
         return lost
 
     async def recover(
-        self, *, visibility_timeout: float, take: bool, running: Entry | None = None
+        self,
+        *,
+        visibility_timeout: float,
+        take_until: float | None,
+        running: Entry | None = None,
     ) -> Recovered:
         """Look at a bounded part of what is pending, and take one abandoned entry over.
 
-        Entries that were deleted are cleaned out on the way. A lost reply leaves the entry under
-        this consumer: it ages again and is found by the next.
+        Entries that were deleted are cleaned out on the way. It is not sent again by itself: a lost
+        reply leaves the entry under this consumer, where it ages and is found by the next.
 
         Args:
             visibility_timeout: Seconds without renewal after which an entry is abandoned; the
                 longest that a live consumer of the group works with counts.
-            take: False only looks, which also records where the group stands.
+            take_until: Server time in seconds until which the request may claim; None only looks,
+                which also records where the group stands.
             running: A suspect that still runs: its mark is taken back when another is taken over,
                 as nobody could tell which of the two a process has died of.
         """
@@ -246,10 +252,11 @@ class Member:
                 self.consumer,
                 int(visibility_timeout * 1000),
                 _PAGE,
-                int(take),
+                0 if take_until is None else int(take_until * 1000),
                 b"" if running is None else running.id,
                 0 if running is None else int(running.in_lane),
             ],
+            patience=0.0,
         )
         found = (
             Entry(entry[0], entry[1], in_lane=bool(from_lane), crashes=crashes)

@@ -81,6 +81,8 @@ class Message:
         attempt: Which attempt this is, from 1. A delivery that never reached a handler is none.
         queue: Name of the queue.
         group: Name of the consumer group.
+        reserved: What this package has written beside the body (`mq-…`), as it is: of a dead
+            letter, why it died.
         broken: Why `body` could not be decoded, once that was tried and failed.
     """
 
@@ -98,6 +100,7 @@ class Message:
         "id",
         "queue",
         "raw",
+        "reserved",
     )
 
     def __init__(
@@ -114,6 +117,7 @@ class Message:
         settle: Callable[[BaseException | None], None] | None = None,
         entry: Entry | None = None,
         leases: Leases | None = None,
+        reserved: Mapping[str, bytes] | None = None,
     ) -> None:
         """Made by the consumer."""
         self.id = id
@@ -129,6 +133,7 @@ class Message:
         self._settle = settle
         self._entry = entry
         self._leases = leases
+        self.reserved = {} if reserved is None else reserved
 
     @property
     def lease_remaining(self) -> float:

@@ -89,6 +89,7 @@ class RedisMessageQueue:
         self._dead_letters = DeadLetters(
             self._require_stream,
             lambda row: self._record(Entry(row[0], row[1], in_lane=False)),
+            self._consume_dead_letters,
         )
 
     @property
@@ -285,8 +286,16 @@ class RedisMessageQueue:
         Cancellation: the normal way to stop. It drains: running handlers get `shutdown_timeout`
         to finish, the rest goes back to the group. A second cancellation hurries.
         """
-        consumer = Consumer(self, callback, consumer_config(options))
         self._require_stream()
+        await self._run_here(Consumer(self, callback, consumer_config(options)))
+
+    async def _consume_dead_letters(
+        self, callback: Callable[..., Any], config: ConsumerConfig
+    ) -> None:
+        channel = self.channel.of_dead_letters()
+        await self._run_here(Consumer(channel, callback, config))
+
+    async def _run_here(self, consumer: Consumer) -> None:
         self._remember([consumer])
         await consumer.start()
         try:

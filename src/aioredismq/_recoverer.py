@@ -34,6 +34,8 @@ _PAUSE = 5.0
 # name costs some 100 bytes, so there is no hurry.
 _RETIRE_EVERY = 300.0
 _RETIRE_AFTER = 3600.0
+# Seconds a request to take over may be on its way; see lua/recover.lua.
+_FRESH = 0.5
 # While there is more to look at: a million pending entries are looked through in under two
 # minutes by one consumer, at a hundredth of the server's time, and faster by several.
 _NEXT_PAGE = 0.05
@@ -54,6 +56,7 @@ class Recoverer:
         visibility_timeout: float,
         max_crashes: int,
         may_claim: Callable[[], bool],
+        server_time: Callable[[], float | None],
         free: Callable[[], bool],
         run_suspect: Callable[[Entry], Awaitable[bool]],
         settle: Callable[[Entry, Outcome], None],
@@ -66,6 +69,7 @@ class Recoverer:
             visibility_timeout: Seconds without renewal after which an entry is abandoned.
             max_crashes: Crashes that make a dead letter.
             may_claim: Says whether others have had the time to renew.
+            server_time: Tells the server's time; None when it is not known yet.
             free: Says whether a worker is free now.
             run_suspect: Runs an entry before and apart from others; returns when the next suspect
                 may start, and whether this one has ended.
@@ -76,6 +80,7 @@ class Recoverer:
         self._visibility_timeout = visibility_timeout
         self._max_crashes = max_crashes
         self._may_claim = may_claim
+        self._server_time = server_time
         self._free = free
         self._run_suspect = run_suspect
         self._settle = settle
@@ -126,11 +131,18 @@ class Recoverer:
                 "removed %d unused consumer names of %s", retired, self._member.group
             )
 
+    def _take_until(self) -> float | None:
+        """Say until when a request may claim; None when it may not at all."""
+        now = self._server_time()
+        if now is None or not self._may_claim() or not self._free():
+            return None
+        return now + _FRESH
+
     async def _look(self) -> bool:
         """Take one over if there is any; True when it is worth looking on at once."""
         found = await self._member.recover(
             visibility_timeout=self._visibility_timeout,
-            take=self._may_claim() and self._free(),
+            take_until=self._take_until(),
             running=self._running,
         )
         entry = found.entry

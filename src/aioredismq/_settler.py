@@ -57,6 +57,7 @@ class Settler:
         *,
         held: Held,
         failover: bool,
+        keeps_failures: bool,
         failed: Callable[[Entry, Failure], None],
         fatal: Callable[[ServerError], None],
     ) -> None:
@@ -66,12 +67,14 @@ class Settler:
             member: This consumer in Redis.
             held: What is held; settled entries are dropped from it.
             failover: Whether what failed for good becomes a dead letter.
+            keeps_failures: Whether it is one already, and stays in its stream.
             failed: Told of each message that has failed for good, after it was put aside.
             fatal: Told of an error that does not pass by itself.
         """
         self._member = member
         self._held = held
         self._failover = failover
+        self._keeps_failures = keeps_failures
         self._failed = failed
         self._fatal = fatal
         self._loop = asyncio.get_running_loop()
@@ -102,6 +105,7 @@ class Settler:
     def settle(self, entry: Entry, outcome: Outcome) -> None:
         """Do what an outcome says, with the next call."""
         attempt = history.attempts_made(entry)
+        where: Where
         match outcome:
             case Ack():
                 self.ack(entry)
@@ -109,8 +113,11 @@ class Settler:
                 self._move(Move(entry, "lane", history.handed_back(entry)))
             case Retry(after, detail):
                 fields = history.tried_again(entry, attempt + 1, detail)
-                where: Where = "later" if after > 0 else "lane"
+                where = "later" if after > 0 else "lane"
                 self._move(Move(entry, where, fields, after))
+            case DeadLetter(failure) if self._keeps_failures:
+                where = "dead" if entry.in_lane else "keep"
+                self._move(Move(entry, where, entry.fields), failure)
             case DeadLetter(failure) if self._failover:
                 tried = failure.reason not in {"crashed", "expired"}
                 fields = history.put_aside(

@@ -144,10 +144,13 @@ class Stream:
         Returns:
             Whether anything was there.
         """
+        keys, of_dead = self.keys, self.keys.for_dead_letters()
         lanes = [
-            key for info in await self.groups() for key in self.keys.of_lane(info.name)
+            key
+            for stream in (self, Stream(self.link, of_dead))
+            for info in await stream.groups()
+            for key in stream.keys.of_lane(info.name)
         ]
-        keys = self.keys
         reply = await self._run(
             scripts.DELETE,
             [
@@ -157,6 +160,7 @@ class Stream:
                 keys.dead,
                 keys.delayed,
                 keys.delayed_fields,
+                of_dead.queue,
                 *lanes,
             ],
             [keys.bell, _TOMBSTONE_MS],

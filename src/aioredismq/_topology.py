@@ -7,17 +7,21 @@ to the caller. redis-py does the work each time; its errors become ours here.
 from __future__ import annotations
 
 import asyncio
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Protocol
 from urllib.parse import parse_qsl, unquote, urlsplit
 
 import redis.asyncio as redis
 from redis.asyncio.cluster import ClusterNode
+from redis.asyncio.retry import Retry
 from redis.asyncio.sentinel import Sentinel
+from redis.backoff import NoBackoff
 from redis.exceptions import (
     AuthenticationError as RedisAuthenticationError,
 )
 from redis.exceptions import (
     AuthorizationError,
+    InvalidResponse,
     NoPermissionError,
     RedisError,
 )
@@ -27,13 +31,14 @@ from ._errors import (
     AuthenticationError,
     ConfigurationError,
     ConnectionLostError,
+    MessageQueueError,
     PermissionDeniedError,
-    ServerError,
+    UnsupportedServerError,
     server_error,
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from redis.asyncio.connection import AbstractConnection
 
@@ -51,9 +56,12 @@ class Topology(Protocol):
     async def open(self, key: str) -> AbstractConnection:
         """Open a connection to the server that has `key` now.
 
+        Bounded: the connect timeout counts for each host that has to be asked.
+
         Raises:
-            ConnectionLostError: It cannot be reached.
+            ConnectionLostError: It cannot be reached, or does not answer.
             AuthenticationError: It does not let this user in.
+            UnsupportedServerError: It does not speak the Redis protocol.
         """
         ...
 
@@ -110,7 +118,7 @@ class OwnServer:
     async def open(self, key: str) -> AbstractConnection:
         """Open a connection; every key is here."""
         del key
-        return await _connected(_new_connection(self.arguments), str(self))
+        return await _connected(self.arguments, str(self))
 
     async def give_up(self, connection: AbstractConnection) -> None:
         """Close it."""
@@ -163,6 +171,7 @@ class OwnSentinel:
             "socket_timeout": connect_timeout,
             "socket_connect_timeout": connect_timeout,
             "protocol": 2,
+            "retry": Retry(NoBackoff(), 0),  # the next sentinel is asked instead
             **access,
         }
 
@@ -174,13 +183,13 @@ class OwnSentinel:
         )
         try:
             host, port = await sentinel.discover_master(self.service)
-        except (RedisError, OSError) as error:
+        except Exception as error:
             raise translated(error, str(self)) from error
         finally:
             for client in sentinel.sentinels:
                 await client.aclose()
         server = {**self._server, "host": host, "port": port}
-        return await _connected(_new_connection(server), f"{host}:{port}")
+        return await _connected(server, f"{host}:{port}")
 
     async def give_up(self, connection: AbstractConnection) -> None:
         """Close it."""
@@ -212,7 +221,7 @@ class OwnCluster:
         """Find the key's node and open a connection to it."""
         host, port = await self._node_of(key)
         node = {**self.arguments, "host": host, "port": port}
-        return await _connected(_new_connection(node), f"{host}:{port}")
+        return await _connected(node, f"{host}:{port}")
 
     async def _node_of(self, key: str) -> tuple[str, int]:
         shared = {
@@ -238,12 +247,8 @@ class OwnCluster:
             self._nodes = [
                 (known.host, int(known.port)) for known in client.get_nodes()
             ]
-        except (RedisError, OSError) as error:
-            raise translated(error, str(self)) from error
         except Exception as error:
-            # redis-py's RedisClusterException and SlotNotCoveredError are no RedisErrors.
-            msg = f"the cluster at {self} cannot be used now: {error}"
-            raise ConnectionLostError(msg) from error
+            raise translated(error, f"the cluster of {self}") from error
         finally:
             await client.aclose()
         if node is None:  # pragma: no cover -- redis-py answers None for replicas only
@@ -270,6 +275,7 @@ class LentPool:
 
     def __init__(self, client: redis.Redis, connect_timeout: float) -> None:
         """Use the client's pool; the client stays the caller's and is never closed."""
+        self._client = client  # kept, as its pool may go with it
         self._pool = client.connection_pool
         self._timeout = connect_timeout
         self.max_connections = int(self._pool.max_connections)
@@ -280,14 +286,20 @@ class LentPool:
         try:
             async with asyncio.timeout(self._timeout):
                 connection: AbstractConnection = await self._pool.get_connection()  # type: ignore[no-untyped-call]
-        except (RedisError, OSError) as error:
+                try:
+                    await _refresh(connection)
+                except BaseException:
+                    await self.give_up(connection)
+                    raise
+        except Exception as error:
             raise translated(error, str(self)) from error
         return connection
 
     async def give_up(self, connection: AbstractConnection) -> None:
         """Close it and give its place back to the pool, which opens a new one when asked."""
         await _disconnect(connection)
-        await self._pool.release(connection)
+        with suppress(KeyError):  # the caller has reset the pool meanwhile
+            await self._pool.release(connection)
 
     def __str__(self) -> str:
         return shown(self._pool.connection_kwargs)
@@ -313,7 +325,8 @@ class LentCluster:
         try:
             async with asyncio.timeout(self._timeout * 2):
                 # A command on the key makes redis-py follow a moved slot before we ask.
-                await self._client.exists(key)
+                with suppress(NoPermissionError):
+                    await self._client.exists(key)
                 node = self._client.get_node_from_key(key)
                 if node is None:  # pragma: no cover -- None is for replicas only
                     msg = f"the cluster does not say which node has {key!r}"
@@ -321,10 +334,12 @@ class LentCluster:
                 connection = node.acquire_connection()
                 try:
                     await connection.connect()  # type: ignore[no-untyped-call]
+                    await _refresh(connection)
                 except BaseException:
+                    await _disconnect(connection)
                     node.release(connection)
                     raise
-        except (RedisError, OSError) as error:
+        except Exception as error:
             raise translated(error, str(self)) from error
         self._places[connection] = lambda: node.release(connection)
         return connection
@@ -339,19 +354,37 @@ class LentCluster:
         return str(nodes[0].name) if nodes else "the given cluster client"
 
 
-def translated(error: Exception, address: str) -> ServerError:
-    """Make ours of an error redis-py raised while it connected."""
-    words = str(error) or type(error).__name__
-    if isinstance(error, RedisAuthenticationError | AuthorizationError):
-        return AuthenticationError(f"Redis at {address} refuses this user: {words}")
-    if isinstance(error, NoPermissionError):
-        return PermissionDeniedError(f"Redis at {address} denies this user: {words}")
-    known = server_error(words)
-    if isinstance(known, AuthenticationError):
-        return AuthenticationError(f"Redis at {address} refuses this user: {words}")
-    if isinstance(error, TimeoutError):
-        words = words if "imeout" in words else f"timed out ({words})"
+def translated(error: Exception, address: str) -> MessageQueueError:
+    """Make ours of an error raised while connecting, whatever it is.
+
+    It need not be redis-py's own: in the moment a connection breaks, asyncio and uvloop have
+    raised RuntimeError, TypeError and AttributeError (redis-py #4287), and a cluster's are under
+    another root. What hides behind the last one decides.
+    """
+    if isinstance(error, MessageQueueError):
+        return error
+    words = str(error) or "it did not answer in time"
+    for cause in _causes(error):
+        told = server_error(str(cause))
+        if isinstance(
+            cause, RedisAuthenticationError | AuthorizationError
+        ) or isinstance(told, AuthenticationError):
+            return AuthenticationError(f"Redis at {address} refuses this user: {cause}")
+        if isinstance(cause, NoPermissionError):
+            return PermissionDeniedError(
+                f"Redis at {address} denies this user: {cause}"
+            )
+        if isinstance(cause, InvalidResponse):
+            return UnsupportedServerError(
+                f"the peer at {address} does not speak the Redis protocol: {cause}"
+            )
     return ConnectionLostError(f"cannot reach Redis at {address}: {words}")
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
 
 
 def _new_connection(address: dict[str, Any]) -> AbstractConnection:
@@ -364,25 +397,38 @@ def _new_connection(address: dict[str, Any]) -> AbstractConnection:
         raise ConfigurationError(msg) from error
 
 
-async def _connected(
-    connection: AbstractConnection, address: str
-) -> AbstractConnection:
+async def _connected(address: dict[str, Any], name: str) -> AbstractConnection:
+    """Open a connection of ours; its timeout counts for the greeting too."""
+    connection = _new_connection(address)
     try:
-        await connection.connect()  # type: ignore[no-untyped-call]
-    except (RedisError, OSError) as error:
+        async with asyncio.timeout(address["socket_connect_timeout"]):
+            await connection.connect()  # type: ignore[no-untyped-call]
+    except Exception as error:
         await _disconnect(connection)
-        raise translated(error, address) from error
+        raise translated(error, name) from error
     except BaseException:
         await _disconnect(connection)
         raise
     return connection
 
 
+async def _refresh(connection: AbstractConnection) -> None:
+    """Make a connection anew that has ended while it lay in its pool.
+
+    redis-py looks for that itself, but not under RESP3 (8.1, #4252).
+    """
+    reader: asyncio.StreamReader | None = getattr(connection, "_reader", None)
+    if reader is None or reader.at_eof() or writer_of(connection).is_closing():
+        await _disconnect(connection)
+        await connection.connect()  # type: ignore[no-untyped-call]
+
+
 async def _disconnect(connection: AbstractConnection) -> None:
     try:
         await connection.disconnect(nowait=True)
-    except (RedisError, OSError):
-        # It is gone either way; redis-py raises when the end takes too long.
+    except (RedisError, OSError, RuntimeError):
+        # It is gone either way. redis-py raises when the end takes too long, uvloop when it has
+        # ended already.
         return
 
 

@@ -6,8 +6,8 @@
 -- KEYS[1] source (stream or lane)   KEYS[2] lane   KEYS[3] delayed set   KEYS[4] delayed fields
 -- KEYS[5] dead letters
 -- ARGV[1] group   ARGV[2] consumer   ARGV[3] bell channel
--- ARGV[4..] for each entry: its id, where (`lane`, `later`, `dead`), delay (ms, for `later`),
--- how many field elements, then name, value, name, value, …
+-- ARGV[4..] for each entry: its id, where (`lane`, `later`, `dead`; `keep` acknowledges it and leaves
+-- it in its stream), delay (ms, for `later`), how many field elements, then name, value, name, value, …
 -- Returns for each entry 1, or 0 when it is not held (any more: the stream or group may be gone).
 local answers, taken = {}, {}
 local ring = false
@@ -28,7 +28,7 @@ while at <= last do
       ring = true
     elseif where == 'dead' then
       redis.call('XADD', KEYS[5], '*', unpack(ARGV, from, to))
-    else
+    elseif where == 'later' then
       if not now then
         local time = redis.call('TIME')
         now = time[1] * 1000 + math.floor(time[2] / 1000)
@@ -40,7 +40,7 @@ while at <= last do
       redis.call('HSET', KEYS[4], member, cmsgpack.pack({unpack(ARGV, from, to)}))
       if not first[2] or due < tonumber(first[2]) then ring = true end
     end
-    taken[#taken + 1] = id
+    if where ~= 'keep' then taken[#taken + 1] = id end
     answers[#answers + 1] = 1
   end
 end

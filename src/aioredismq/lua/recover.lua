@@ -7,7 +7,8 @@
 -- with: floor
 -- KEYS[1] stream   KEYS[2] lane   KEYS[3] what all users agree on (hash)
 -- ARGV[1] group   ARGV[2] consumer   ARGV[3] own visibility timeout (ms)   ARGV[4] entries a page
--- ARGV[5] 1: take one over, 0: only look
+-- ARGV[5] server time (ms) until which one may be taken over; 0: only look. A request that was held up
+-- (a paused server, a silent line) comes when every lease looks abandoned, and must not claim.
 -- ARGV[6] id of a suspect of ours that still runs, or ''   ARGV[7] 1: it is from the lane, 0: not
 -- Returns {entry or false, its crashes, 1 when from the lane, 1 when there is more to look at}.
 local MARK, UNSURE = 1000, 500
@@ -36,6 +37,7 @@ local function header(fields, wanted)
   end
 end
 
+local may_take = now <= tonumber(ARGV[5])
 local taken, crashes, from_lane, more = false, 0, 0, 0
 local cursors = {}
 for at = 1, 2 do
@@ -52,7 +54,7 @@ for at = 1, 2 do
   if #page == page_size then following = '(' .. page[#page][1]; more = 1 end
   for _, pending in ipairs(page) do
     local id, owner, since, count = pending[1], pending[2], pending[3], pending[4]
-    if owner ~= ARGV[2] and since >= idle and ARGV[5] == '1' then
+    if owner ~= ARGV[2] and since >= idle and may_take then
       local entry = redis.call('XRANGE', key, id, id)[1]
       if not entry then
         redis.call('XACK', key, ARGV[1], id)
