@@ -74,7 +74,7 @@ def _with(entry: Entry, attempt: int, *more: tuple[bytes, bytes]) -> list[bytes]
             fields += entry.fields[at : at + 2]
     fields += (_ID, message_id(entry).encode("utf-8", "replace"))
     fields += (_ATTEMPT, b"%d" % attempt)
-    crashes = max(entry.crashes, _number(entry, _CRASHES))
+    crashes = max(entry.crashes, _number(entry, _CRASHES) if entry.in_lane else 0)
     if crashes:
         fields += (_CRASHES, b"%d" % crashes)
     expires = _carried(entry, EXPIRES)

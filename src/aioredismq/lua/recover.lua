@@ -31,10 +31,14 @@ end
 local stands = longest and longest > own and now - when < 2 * longest + 60000
 if stands then idle = longest end
 
-local function header(fields, wanted)
+-- Only what came back carries crashes, in digits: anybody may write anything into a stream.
+local function crashes_of(fields, in_lane)
   for i = 1, #fields, 2 do
-    if fields[i] == wanted then return fields[i + 1] end
+    if in_lane and fields[i] == 'mq-crashes' then
+      return #fields[i + 1] < 16 and tonumber(string.match(fields[i + 1], '^%d+$')) or 0
+    end
   end
+  return 0
 end
 
 local may_take = now <= tonumber(ARGV[5])
@@ -59,7 +63,7 @@ for at = 1, 2 do
       if not entry then
         redis.call('XACK', key, ARGV[1], id)
       else
-        crashes = tonumber(header(entry[2], 'mq-crashes') or '0') or 0
+        crashes = crashes_of(entry[2], at == 2)
         if count >= MARK then
           crashes = math.max(crashes, count - MARK + 1)
         elseif count >= UNSURE then

@@ -1,0 +1,55 @@
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING
+
+from aioredismq import _clock as room_of_clock
+from aioredismq._clock import ServerClock
+
+if TYPE_CHECKING:
+    import pytest
+
+
+def test_nothing_is_known_before_the_first_look() -> None:
+    """Our own clock is no stand-in: it may be wrong by hours."""
+    assert ServerClock().now() is None
+
+
+def test_it_goes_on_from_what_the_server_showed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Between two looks the time that passed here is added."""
+    here = [50.0]
+    monkeypatch.setattr(room_of_clock.time, "monotonic", lambda: here[0])
+    clock = ServerClock()
+
+    clock.set(1_000_000.0)
+    here[0] += 2.5
+
+    assert clock.now() == 1_000_002.5
+
+
+def test_a_later_look_counts() -> None:
+    """Also when the server's clock was set back meanwhile."""
+    clock = ServerClock()
+    clock.set(2_000_000.0)
+
+    clock.set(1_000_000.0)
+
+    now = clock.now()
+    assert now is not None
+    assert 1_000_000.0 <= now < 1_000_005.0
+
+
+def test_a_change_of_our_own_clock_changes_nothing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Somebody sets the wall clock of this machine a year ahead."""
+    clock = ServerClock()
+    clock.set(1_000_000.0)
+
+    monkeypatch.setattr(time, "time", lambda: 4e9)
+
+    now = clock.now()
+    assert now is not None
+    assert now < 1_000_005.0
