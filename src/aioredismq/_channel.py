@@ -44,10 +44,10 @@ class Channel:
 
     def __init__(self, name: str, connection: Connection, config: QueueConfig) -> None:
         """Check the name; nothing is opened."""
-        self.keys = QueueKeys(name)
-        self.connection = connection
-        self.config = config
-        self.is_of_dead_letters = False
+        self.keys: QueueKeys = QueueKeys(name)
+        self.connection: Connection = connection
+        self.config: QueueConfig = config
+        self.is_of_dead_letters: bool = False
 
     def of_dead_letters(self) -> Channel:
         """Give the channel on which the dead letters of this queue are consumed."""

@@ -63,10 +63,10 @@ class Consumer:
         self._binding = bind(
             _pulled if handler is None else handler, loads=self._config.loads
         )
-        self.group = self._channel.group_name(self._config.group)
+        self.group: str = self._channel.group_name(self._config.group)
         label = self._config.consumer_name or f"{socket.gethostname()}-{os.getpid()}"
         # Unique per incarnation: two processes must never share a list of pending messages.
-        self.name = f"{label}-{secrets.token_hex(4)}"
+        self.name: str = f"{label}-{secrets.token_hex(4)}"
         self._host = Host(f"aioredismq consumer {self.name}", self._live)
         self._stop_requested: asyncio.Event | None = None
         self._fatal: BaseException | None = None

@@ -67,8 +67,8 @@ class PoolTooSmallError(ConfigurationError):
             f"pool has {available} {noun}, this application needs at least {needed}: "
             f"pass max_connections={needed}"
         )
-        self.available = available
-        self.needed = needed
+        self.available: int = available
+        self.needed: int = needed
 
 
 class QueueMismatchError(ConfigurationError):
@@ -144,8 +144,8 @@ class PublishManyError(MessageQueueError):
     ) -> None:
         """Keep what is known of each body."""
         super().__init__(text)
-        self.ids = list(ids)
-        self.uncertain = list(uncertain)
+        self.ids: list[str | None] = list(ids)
+        self.uncertain: list[int] = list(uncertain)
 
     @property
     def stored(self) -> list[str]:
@@ -222,8 +222,8 @@ class RetryMessage(Exception):  # noqa: N818 -- a signal, not a failure of this 
             msg = f"delay must be 0 seconds or more, and finite, got {delay!r}"
             raise ConfigurationError(msg)
         super().__init__(detail)
-        self.detail = str(detail)  # an error is often passed as the words
-        self.delay = delay
+        self.detail: str = str(detail)  # an error is often passed as the words
+        self.delay: float | None = delay
 
 
 class RejectMessage(Exception):  # noqa: N818 -- a signal, not a failure of this package
@@ -236,7 +236,7 @@ class RejectMessage(Exception):  # noqa: N818 -- a signal, not a failure of this
     def __init__(self, detail: str = "") -> None:
         """Keep the words."""
         super().__init__(detail)
-        self.detail = str(detail)  # an error is often passed as the words
+        self.detail: str = str(detail)  # an error is often passed as the words
 
 
 def is_finite(value: object, *, least: float) -> bool:

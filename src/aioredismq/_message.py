@@ -28,10 +28,10 @@ class Entry:
 
         `crashes` counts the processes that ended while this was their marked suspect.
         """
-        self.id = entry_id
-        self.fields = fields
-        self.in_lane = in_lane
-        self.crashes = crashes
+        self.id: bytes = entry_id
+        self.fields: list[bytes] = fields
+        self.in_lane: bool = in_lane
+        self.crashes: int = crashes
 
     def __repr__(self) -> str:
         return f"Entry({self.id!r}, {self.fields!r}, in_lane={self.in_lane})"
@@ -120,20 +120,20 @@ class Message:
         reserved: Mapping[str, bytes] | None = None,
     ) -> None:
         """Made by the consumer."""
-        self.id = id
-        self.raw = raw
-        self.headers = headers
-        self.content_type = content_type
-        self.attempt = attempt
-        self.queue = queue
-        self.group = group
+        self.id: str = id
+        self.raw: bytes = raw
+        self.headers: Mapping[str, str] = headers
+        self.content_type: str = content_type
+        self.attempt: int = attempt
+        self.queue: str = queue
+        self.group: str = group
         self.broken: DecodeError | None = None
         self._body: Any = _UNREAD
         self._decode = decode
         self._settle = settle
         self._entry = entry
         self._leases = leases
-        self.reserved = {} if reserved is None else reserved
+        self.reserved: Mapping[str, bytes] = {} if reserved is None else reserved
 
     @property
     def lease_remaining(self) -> float:

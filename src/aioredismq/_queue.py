@@ -79,7 +79,7 @@ class RedisMessageQueue:
                 msg = "port goes with a URL or a host name, not with a client or Connection"
                 raise ConfigurationError(msg)
             connection = with_port(connection, port)
-        self.channel = Channel(name, connection_for(connection), queue_config)
+        self.channel: Channel = Channel(name, connection_for(connection), queue_config)
         self._producer = Producer(self, producer_config)
         self._handlers: list[tuple[Callable[..., Any], ConsumerConfig]] = []
         self.consumers: list[Consumer] = []

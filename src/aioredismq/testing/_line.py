@@ -62,7 +62,7 @@ class FaultyLine:
         self._delays: dict[Direction, float] = {}
         self._silent: set[Direction] = set()
         self._armed: Fault | None = None
-        self.attempts = 0
+        self.attempts: int = 0
         """Connections that clients have opened so far, those that were broken off included."""
 
     async def __aenter__(self) -> Self:
