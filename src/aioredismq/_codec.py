@@ -304,6 +304,9 @@ def _header_fields(headers: Mapping[Any, Any]) -> tuple[bytes, ...]:
             f"headers must be a mapping of str to str, got {type(headers).__qualname__}"
         )
         raise EncodeError(msg)
+    if len(headers) > MOST_HEADERS:
+        msg = f"a message can have {MOST_HEADERS} headers at most, got {len(headers)}"
+        raise EncodeError(msg)
     fields: list[bytes] = []
     for name, value in headers.items():
         if not isinstance(name, str) or not isinstance(value, str):
