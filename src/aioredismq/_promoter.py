@@ -23,6 +23,9 @@ logger = logging.getLogger("aioredismq")
 # consumers of a group do not all look at once.
 _PULSE = (5.0, 10.0)
 _PAUSE = 0.5
+# Seconds a bell is left ringing, at most: many rings become one look, and the consumers of a group
+# do not all look in the same moment for what only one of them can have.
+_SPREAD = 0.01
 
 
 class Promoter:
@@ -101,12 +104,14 @@ class Promoter:
                         error,
                     )
                     self._look_back = True
+                    self._served.set()  # the stream may be readable all the same
                     await asyncio.sleep(_PAUSE)
                     continue
-                if not self._rung.is_set():
-                    self._served.set()
+                # Also when it has rung again: under constant ringing the stream has its turn too.
+                self._served.set()
                 with move_on_after(self._until_next()):
                     await self._rung.wait()
+                    await asyncio.sleep(random.uniform(0, _SPREAD))
         finally:
             self._served.set()
             self._member.link.forget(self._reconnected)
@@ -131,7 +136,7 @@ class Promoter:
                 self._deliver(taken.entries)
             self._next_due = taken.next_due
             self._set_clock(taken.server_time)
-            more = taken.more or self._rung.is_set()
+            more = taken.more
 
     async def _look_at_own(self) -> None:
         """Find what a lost reply has left pending under this consumer."""
