@@ -1,0 +1,438 @@
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING
+
+import pytest
+from anyio import create_task_group
+
+from aioredismq import ServerError
+from aioredismq import _lease as room_of_lease
+from aioredismq._held import Held
+from aioredismq._lease import Lease
+from aioredismq._member import Member
+from aioredismq._message import Entry
+from aioredismq.testing import FaultyLine
+from tests.looking import deliver, opened_stream
+from tests.sending import script_calls
+from tests.support import eventually
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from redis.asyncio import Redis
+
+    from aioredismq._stream import Stream
+
+GROUP = "billing"
+ONE = "one"
+# Renewed every third of it.
+VISIBILITY = 0.9
+
+
+class Leasing:
+    """The leases of one consumer, and what they tell."""
+
+    def __init__(self, stream: Stream, client: Redis, visibility: float) -> None:
+        """Nothing is renewed before `run()`."""
+        self.stream = stream
+        self.client = client
+        self.held = Held()
+        self.lost: list[tuple[bytes, bool]] = []
+        self.member = Member(stream, GROUP, ONE)
+        self.lease = Lease(
+            self.member,
+            held=self.held,
+            visibility_timeout=visibility,
+            lost=lambda entry_id, in_lane: self.lost.append((entry_id, in_lane)),
+        )
+
+    async def hold(self, count: int = 1) -> list[Entry]:
+        """Read new messages, which are then held."""
+        entries = await deliver(self.stream, self.client, GROUP, ONE, *[b"x"] * count)
+        self.held.add(entries)
+        return entries
+
+    async def age(self, *entries: Entry, seconds: float = 60.0) -> None:
+        """Let entries look to the server as if nobody had renewed them for a while."""
+        await self.client.xclaim(
+            self.stream.keys.stream, GROUP, ONE, 0, [one.id for one in entries],
+            idle=int(seconds * 1000), justid=True,
+        )  # fmt: skip
+
+    async def steal(self, entry: Entry) -> None:
+        """Let somebody else take an entry over."""
+        await self.client.xclaim(self.stream.keys.stream, GROUP, "thief", 0, [entry.id])
+
+    async def oldest(self) -> float:
+        """Seconds since the last renewal of whatever was renewed least lately."""
+        pending = await self.client.xpending_range(
+            self.stream.keys.stream, GROUP, "-", "+", 1000, ONE
+        )
+        return max(one["time_since_delivered"] for one in pending) / 1000
+
+    async def is_renewed(self) -> bool:
+        """Say whether everything pending was renewed lately."""
+        return await self.oldest() < 5
+
+
+@asynccontextmanager
+async def leasing(
+    url: str, name: str, client: Redis, visibility: float = VISIBILITY
+) -> AsyncIterator[Leasing]:
+    """Set up the leases of a consumer of a fresh queue."""
+    async with opened_stream(url, name, GROUP) as stream:
+        work = Leasing(stream, client, visibility)
+        try:
+            yield work
+        finally:
+            work.lease.close()
+
+
+@asynccontextmanager
+async def renewing(work: Leasing) -> AsyncIterator[None]:
+    """Renew in the background of the block."""
+    async with create_task_group() as tasks:
+        tasks.start_soon(work.lease.run)
+        yield
+        tasks.cancel_scope.cancel()
+
+
+# Renewing.
+
+
+async def test_what_is_held_is_renewed_again_and_again(
+    url: str, name: str, client: Redis
+) -> None:
+    """Every third of the visibility timeout, running or waiting."""
+    async with leasing(url, name, client) as work, renewing(work):
+        entries = await work.hold(3)
+
+        for _ in range(2):
+            await work.age(*entries)
+            await eventually(work.is_renewed, VISIBILITY)
+
+        assert not work.lost
+
+
+async def test_what_is_settled_is_renewed_no_more(
+    url: str, name: str, client: Redis
+) -> None:
+    """Own entries that nobody here holds are left to age, and to be recovered."""
+    async with leasing(url, name, client) as work, renewing(work):
+        kept, dropped = await work.hold(2)
+        work.held.drop([dropped.id], in_lane=False)
+
+        await work.age(kept, dropped)
+        renewed = work.held.renewed_at(kept.id, in_lane=False)
+        await eventually(
+            lambda: work.held.renewed_at(kept.id, in_lane=False) != renewed, VISIBILITY
+        )
+
+        assert await work.oldest() > 50
+        assert not work.lost
+
+
+async def test_very_many_are_renewed_in_chunks(
+    url: str, name: str, client: Redis
+) -> None:
+    """No call holds the server for long; one that is lost is found among them."""
+    async with leasing(url, name, client, 30.0) as work:
+        entries = await work.hold(450)
+        await work.age(*entries)
+        await work.steal(entries[300])
+        before = await script_calls(client)
+
+        await work.lease._renew_all()
+
+        assert await script_calls(client) - before == 3
+        assert await work.is_renewed()
+        assert work.lost == [(entries[300].id, False)]
+
+
+async def test_entries_of_the_lane_are_renewed_too(
+    url: str, name: str, client: Redis
+) -> None:
+    """A retry may run for as long as a first attempt."""
+    async with leasing(url, name, client) as work, renewing(work):
+        lane = work.stream.keys.lane(GROUP)
+        await client.xadd(lane, {b"body": b"x", b"mq-id": b"1-0"})
+        [entry] = (await work.member.take(1)).entries
+        work.held.add([entry])
+        await client.xclaim(lane, GROUP, ONE, 0, [entry.id], idle=60_000, justid=True)
+
+        async def renewed() -> bool:
+            [about] = await client.xpending_range(lane, GROUP, "-", "+", 10)
+            return bool(about["time_since_delivered"] < 5000)
+
+        await eventually(renewed, VISIBILITY)
+
+
+async def test_an_outage_ends_nothing_and_everything_is_renewed_after_it(
+    url: str, name: str, client: Redis
+) -> None:
+    """Renewals go on being tried, and come first when the line is there again."""
+    async with FaultyLine(url) as line, leasing(line.url, name, client) as work:
+        entries = await work.hold(2)
+        async with renewing(work):
+            line.cut()
+            await asyncio.sleep(VISIBILITY)
+            await work.age(*entries)
+            line.heal()
+
+            await eventually(work.is_renewed, 2)
+
+
+# Losing.
+
+
+async def test_a_lost_lease_is_told_once(
+    url: str, name: str, client: Redis, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Its handler may run for long: the log says it once, not at each renewal."""
+    async with leasing(url, name, client) as work:
+        entry, kept = await work.hold(2)
+        await work.steal(entry)
+
+        for _ in range(3):
+            await work.lease._renew_all()
+
+        assert work.lost == [(entry.id, False)]
+        [record] = [one for one in caplog.records if "is lost" in one.message]
+        assert record.levelno == logging.WARNING
+        assert entry.id.decode() in record.message
+        assert work.lease.remaining(kept) > 0
+
+
+async def test_with_the_group_every_lease_is_gone(
+    url: str, name: str, client: Redis
+) -> None:
+    """Somebody destroyed it: the reader makes it again, and all may be delivered again."""
+    async with leasing(url, name, client) as work:
+        entries = await work.hold(2)
+        await client.xgroup_destroy(name, GROUP)
+
+        await work.lease._renew_all()
+
+        assert [entry_id for entry_id, _ in work.lost] == [one.id for one in entries]
+
+
+async def test_what_was_settled_while_the_server_was_asked_is_not_lost(
+    url: str, name: str, client: Redis
+) -> None:
+    """The acknowledgement overtook the renewal."""
+    async with leasing(url, name, client) as work:
+        [entry] = await work.hold()
+        await client.xack(name, GROUP, entry.id)
+        asking = asyncio.ensure_future(work.lease.renew([entry.id], in_lane=False))
+        await asyncio.sleep(0)
+        work.held.drop([entry.id], in_lane=False)
+
+        assert await asking == []
+        assert not work.lost
+
+
+async def test_the_same_id_of_the_lane_is_another_lease(
+    url: str, name: str, client: Redis
+) -> None:
+    """Two streams may give out one id."""
+    async with leasing(url, name, client) as work:
+        [entry] = await work.hold()
+        twin = Entry(entry.id, [b"body", b"x"], in_lane=True)
+        work.held.add([twin])
+
+        await work.lease._renew_all()
+
+        assert work.lost == [(entry.id, True)]
+        assert work.lease.remaining(twin) == 0
+        assert work.lease.remaining(entry) > 0
+
+
+# What a message asks.
+
+
+async def test_what_remains_is_counted_from_the_last_renewal(
+    url: str, name: str, client: Redis
+) -> None:
+    """From before the server was asked: it never says too much."""
+    async with leasing(url, name, client, 30.0) as work:
+        [entry] = await work.hold()
+        assert 29 < work.lease.remaining(entry) <= 30
+        work.held.renewed([entry.id], time.monotonic() - 20, in_lane=False)
+        assert 9 < work.lease.remaining(entry) <= 10
+
+        assert await work.lease.extend(entry)
+
+        assert 29 < work.lease.remaining(entry) <= 30
+
+
+async def test_extending_is_seen_by_the_server(
+    url: str, name: str, client: Redis
+) -> None:
+    """Before work that blocks the event loop for long."""
+    async with leasing(url, name, client, 30.0) as work:
+        [entry] = await work.hold()
+        await work.age(entry)
+
+        assert await work.lease.extend(entry)
+
+        assert await work.is_renewed()
+
+
+async def test_extending_finds_out_that_it_is_lost(
+    url: str, name: str, client: Redis
+) -> None:
+    """The handler is told, as at any renewal."""
+    async with leasing(url, name, client, 30.0) as work:
+        [entry] = await work.hold()
+        await work.steal(entry)
+
+        assert not await work.lease.extend(entry)
+
+        assert work.lost == [(entry.id, False)]
+        assert work.lease.remaining(entry) == 0
+
+
+async def test_what_is_not_held_has_no_lease(
+    url: str, name: str, client: Redis
+) -> None:
+    """It is settled."""
+    async with leasing(url, name, client, 30.0) as work:
+        [entry] = await work.hold()
+        work.held.drop([entry.id], in_lane=False)
+
+        assert work.lease.remaining(entry) == 0
+        assert not await work.lease.extend(entry)
+        assert not work.lost
+
+
+async def test_extending_during_an_outage_says_so(
+    url: str, name: str, client: Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The lease lasts as long as it did."""
+    async with FaultyLine(url) as line, leasing(line.url, name, client, 30.0) as work:
+        monkeypatch.setattr(work.member.link, "_patience", 0.1)
+        [entry] = await work.hold()
+        line.cut()
+
+        with pytest.raises(ServerError):
+            await work.lease.extend(entry)
+
+        assert work.lease.remaining(entry) > 0
+        assert not work.lost
+        line.heal()
+
+
+# When others may be claimed from.
+
+
+async def test_nothing_is_claimed_in_the_first_renewal_period(
+    url: str, name: str, client: Redis
+) -> None:
+    """The others may come back from the same outage."""
+    async with leasing(url, name, client) as work, renewing(work):
+        begun = time.monotonic()
+        assert not work.lease.may_claim()
+
+        await eventually(work.lease.may_claim, 2)
+
+        assert time.monotonic() - begun >= VISIBILITY / 3 - 0.05
+
+
+async def test_after_each_connect_one_period_is_left_to_all(
+    url: str, name: str, client: Redis
+) -> None:
+    """Every lease looks abandoned then, also to its owner."""
+    async with (
+        FaultyLine(url) as line,
+        leasing(line.url, name, client) as work,
+        renewing(work),
+    ):
+        await eventually(work.lease.may_claim, 2)
+
+        line.drop()
+
+        await eventually(lambda: not work.lease.may_claim(), 2)
+        await eventually(lambda: work.member.link.is_up, 2)
+        assert not work.lease.may_claim()
+        await eventually(work.lease.may_claim, 2)
+
+
+async def test_who_cannot_renew_does_not_claim(
+    url: str, name: str, client: Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The server refuses; what it refuses to us, it refuses to the others."""
+    async with leasing(url, name, client) as work, renewing(work):
+        await work.hold()
+        await eventually(work.lease.may_claim, 2)
+
+        async def refuse(*_: object, **__: object) -> list[bytes]:
+            raise ServerError("MISCONF not now")
+
+        monkeypatch.setattr(work.member, "renew", refuse)
+
+        await eventually(lambda: not work.lease.may_claim(), 2)
+        monkeypatch.undo()
+        await eventually(work.lease.may_claim, 3)
+
+
+async def test_who_does_not_come_round_to_renewing_does_not_claim(
+    url: str, name: str, client: Redis
+) -> None:
+    """Nothing runs: overdue is enough."""
+    async with leasing(url, name, client, 30.0) as work:
+        work.lease._sound_since = time.monotonic() - 100
+
+        assert work.lease.may_claim()
+        work.lease._due = time.monotonic() - 2
+
+        assert not work.lease.may_claim()
+
+
+async def test_a_blocked_event_loop_is_warned_about_with_its_length(
+    url: str, name: str, client: Redis, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Nothing is renewed and nothing claimed, and whoever reads the log learns why."""
+    async with leasing(url, name, client, 1.2) as work, renewing(work):
+        await eventually(work.lease.may_claim, 2)
+
+        time.sleep(1.6)  # noqa: ASYNC251 -- what is warned about
+
+        await eventually(lambda: "event loop was blocked" in caplog.text, 2)
+        [record] = [one for one in caplog.records if "blocked" in one.message]
+        assert any(f"{tenths / 10} s" in record.message for tenths in range(11, 18))
+        assert not work.lease.may_claim()
+
+
+async def test_a_short_stall_is_not_worth_a_word(
+    url: str,
+    name: str,
+    client: Redis,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Garbage collection, a large JSON: every process has those."""
+    monkeypatch.setattr(room_of_lease, "_TICK", 0.05)
+    async with leasing(url, name, client, 30.0) as work, renewing(work):
+        await asyncio.sleep(0.06)
+
+        time.sleep(0.3)  # noqa: ASYNC251 -- what is let pass
+
+        await asyncio.sleep(0.2)
+        assert "blocked" not in caplog.text
+
+
+async def test_a_closed_one_listens_to_no_connection(
+    url: str, name: str, client: Redis
+) -> None:
+    """The connection lives on with other consumers."""
+    async with opened_stream(url, name, GROUP) as stream:
+        work = Leasing(stream, client, 30.0)
+        listening = len(stream.link._on_up)
+
+        work.lease.close()
+
+        assert len(stream.link._on_up) == listening - 1
