@@ -1,0 +1,354 @@
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING
+
+import pytest
+from anyio import create_task_group, fail_after
+
+from aioredismq import QueueDeletedError, WrongKeyTypeError
+from aioredismq import _member as room_of_member
+from aioredismq import _recoverer as room_of_recoverer
+from aioredismq._member import Member
+from aioredismq._outcome import DeadLetter
+from aioredismq._recoverer import Recoverer
+from aioredismq.testing import FaultyLine
+from tests.looking import deliver, left, opened_stream
+from tests.sending import script_calls
+from tests.support import eventually
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from redis.asyncio import Redis
+
+    from aioredismq._message import Entry
+    from aioredismq._outcome import Outcome
+    from aioredismq._stream import Stream
+
+pytestmark = pytest.mark.one_loop
+
+GROUP = "billing"
+ONE, GONE = "one", "gone"
+# It looks a quarter of this after the last look, at the latest.
+VISIBILITY = 0.5
+MARK = 1000
+
+
+class Recovering:
+    """A recoverer, and whatever its consumer is told."""
+
+    def __init__(self, stream: Stream, client: Redis) -> None:
+        """A worker is free, claiming is allowed, and suspects end at once."""
+        self.stream = stream
+        self.client = client
+        self.suspects: list[Entry] = []
+        self.settled: list[tuple[Entry, Outcome]] = []
+        self.mended = 0
+        self.may_claim = self.is_free = self.suspect_ends = True
+        self.ahead: float | None = 0.0
+        """How far the server's clock is thought to be ahead; None for not known yet."""
+        self.mend_error: Exception | None = None
+        self.gate: asyncio.Event | None = None
+        """When set, a suspect runs until it is."""
+        self.recoverer = Recoverer(
+            Member(stream, GROUP, ONE),
+            visibility_timeout=VISIBILITY,
+            max_crashes=3,
+            may_claim=lambda: self.may_claim,
+            server_time=lambda: (
+                None if self.ahead is None else time.time() + self.ahead
+            ),
+            free=lambda: self.is_free,
+            run_suspect=self._run,
+            settle=lambda entry, outcome: self.settled.append((entry, outcome)),
+            mend=self._mend,
+        )
+
+    async def _run(self, entry: Entry) -> bool:
+        self.suspects.append(entry)
+        if self.gate is not None:
+            await self.gate.wait()
+        if self.suspect_ends:
+            key = self._key(in_lane=entry.in_lane)
+            await self.client.xack(key, GROUP, entry.id)
+        return self.suspect_ends
+
+    async def _mend(self) -> None:
+        self.mended += 1
+        if self.mend_error is not None:
+            raise self.mend_error
+        await self.stream.open_group(GROUP, again=True, rules={})
+
+    def _key(self, *, in_lane: bool) -> str:
+        keys = self.stream.keys
+        return keys.lane(GROUP) if in_lane else keys.stream
+
+    async def abandon(self, count: int = 1, *, deliveries: int = 1) -> list[Entry]:
+        """Leave messages with a consumer that is gone."""
+        entries = await deliver(self.stream, self.client, GROUP, GONE, *[b"x"] * count)
+        await self.client.xclaim(
+            self.stream.keys.stream, GROUP, GONE, 0, [one.id for one in entries],
+            idle=60_000, retrycount=deliveries, justid=True,
+        )  # fmt: skip
+        return entries
+
+    async def looks(self, count: int) -> None:
+        """Wait until it has looked so many times more."""
+        begun = await script_calls(self.client)
+
+        async def has_looked() -> bool:
+            return await script_calls(self.client) >= begun + count
+
+        await eventually(has_looked)
+
+
+@asynccontextmanager
+async def recovering(url: str, name: str, client: Redis) -> AsyncIterator[Recovering]:
+    """Set up a recoverer of a fresh queue; it does not run yet."""
+    async with opened_stream(url, name, GROUP) as stream:
+        yield Recovering(stream, client)
+
+
+@asynccontextmanager
+async def looking(work: Recovering) -> AsyncIterator[None]:
+    """Let it look in the background of the block, and stop it in order."""
+    with fail_after(10):
+        async with create_task_group() as tasks:
+            tasks.start_soon(work.recoverer.run)
+            yield
+            work.recoverer.stop()
+
+
+async def test_what_is_abandoned_is_run_apart(
+    url: str, name: str, client: Redis
+) -> None:
+    """One after the other, oldest first, without waiting for the next regular look."""
+    async with recovering(url, name, client) as work:
+        entries = await work.abandon(5)
+
+        async with looking(work):
+            await eventually(lambda: len(work.suspects) == 5, 2)
+
+        assert [one.id for one in work.suspects] == [one.id for one in entries]
+        assert not work.settled
+
+
+async def test_the_next_is_not_taken_before_this_one_may_be_followed(
+    url: str, name: str, client: Redis
+) -> None:
+    """Whichever of two new suspects kills, both would be blamed."""
+    async with recovering(url, name, client) as work:
+        work.gate = asyncio.Event()
+        await work.abandon(2)
+
+        async with looking(work):
+            await eventually(lambda: len(work.suspects) == 1)
+            await asyncio.sleep(2 * VISIBILITY)
+            assert len(work.suspects) == 1
+            work.gate.set()
+            await eventually(lambda: len(work.suspects) == 2)
+
+
+async def test_a_suspect_that_goes_on_loses_its_mark_to_the_next(
+    url: str, name: str, client: Redis
+) -> None:
+    """Nobody could tell any more which of the two a process has died of."""
+    async with recovering(url, name, client) as work:
+        work.suspect_ends = False
+        entries = await work.abandon(2)
+
+        async with looking(work):
+            await eventually(lambda: len(work.suspects) == 2)
+
+        pending = await client.xpending_range(name, GROUP, "-", "+", 10, ONE)
+        assert [(one["message_id"], one["times_delivered"]) for one in pending] == [
+            (entries[0].id, 500),
+            (entries[1].id, MARK),
+        ]
+
+
+@pytest.mark.parametrize(("deaths", "is_dead"), [(1, False), (2, False), (3, True)])
+async def test_what_has_killed_too_often_is_not_run_again(
+    url: str, name: str, client: Redis, deaths: int, is_dead: bool
+) -> None:
+    """It becomes a dead letter that says how many processes it has cost."""
+    async with recovering(url, name, client) as work:
+        # The mark of the former one: marked with all deaths before the last.
+        [entry] = await work.abandon(deliveries=MARK + deaths - 1)
+
+        async with looking(work):
+            await eventually(lambda: bool(work.suspects or work.settled))
+
+        if not is_dead:
+            assert [one.crashes for one in work.suspects] == [deaths]
+            assert not work.settled
+            return
+        assert not work.suspects
+        [(settled, outcome)] = work.settled
+        assert isinstance(outcome, DeadLetter)
+        assert (settled.id, outcome.failure.reason) == (entry.id, "crashed")
+        assert outcome.failure.detail.startswith("3 processes ended")
+
+
+@pytest.mark.parametrize("what", ["may_claim", "is_free", "ahead"])
+async def test_nothing_is_taken_over_when_it_must_not(
+    url: str, name: str, client: Redis, what: str
+) -> None:
+    """Others could not renew yet, no worker is free, or the server's time is not known."""
+    async with recovering(url, name, client) as work:
+        setattr(work, what, None if what == "ahead" else False)
+        await work.abandon()
+
+        async with looking(work):
+            await work.looks(3)
+            assert not work.suspects
+            setattr(work, what, 0.0 if what == "ahead" else True)
+            await eventually(lambda: len(work.suspects) == 1)
+
+
+async def test_it_looks_seldom_when_there_is_nothing(
+    url: str, name: str, client: Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each look costs the server a command; and consumers do not look in step."""
+    monkeypatch.setattr(room_of_recoverer, "_PAUSE", 0.2)
+    async with recovering(url, name, client) as work, looking(work):
+        await work.looks(1)
+        before = await script_calls(client)
+
+        await asyncio.sleep(1)
+
+        # VISIBILITY / 4 is shorter than the pause: 0.06 to 0.125 s each.
+        assert 5 <= await script_calls(client) - before <= 18
+
+
+async def test_a_long_pending_list_is_looked_through_page_by_page(
+    url: str, name: str, client: Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Quickly, but never at once."""
+    monkeypatch.setattr(room_of_member, "_PAGE", 10)
+    async with recovering(url, name, client) as work:
+        await deliver(work.stream, client, GROUP, "busy", *[b"x"] * 95)
+        await client.config_resetstat()
+        [entry] = await work.abandon()
+
+        async with looking(work):
+            await eventually(lambda: len(work.suspects) == 1, 3)
+
+        assert work.suspects[0].id == entry.id
+        assert await script_calls(client) >= 10
+
+
+async def test_a_group_that_is_gone_is_made_again(
+    url: str, name: str, client: Redis
+) -> None:
+    """By whoever finds out first; here nobody reads."""
+    async with recovering(url, name, client) as work, looking(work):
+        await client.xgroup_destroy(name, GROUP)
+        await eventually(lambda: work.mended == 1)
+
+        await work.abandon()
+
+        await eventually(lambda: len(work.suspects) == 1)
+
+
+async def test_a_queue_that_was_deleted_on_purpose_ends_it(
+    url: str, name: str, client: Redis
+) -> None:
+    """It is not healed back."""
+    async with recovering(url, name, client) as work:
+        work.mend_error = QueueDeletedError("on purpose")
+        await client.xgroup_destroy(name, GROUP)
+
+        with fail_after(5), pytest.raises(QueueDeletedError):
+            await work.recoverer.run()
+
+
+async def test_what_does_not_pass_by_itself_is_raised(
+    url: str, name: str, client: Redis
+) -> None:
+    """Somebody put something else in the stream's place."""
+    async with recovering(url, name, client) as work:
+        await client.delete(name)
+        await client.set(name, "something else")
+
+        with fail_after(5), pytest.raises(WrongKeyTypeError):
+            await work.recoverer.run()
+        await client.delete(name)
+
+
+async def test_it_goes_on_after_an_outage(url: str, name: str, client: Redis) -> None:
+    """And asks little while there is nobody to ask."""
+    async with (
+        FaultyLine(url) as line,
+        recovering(line.url, name, client) as work,
+        looking(work),
+    ):
+        await work.looks(1)
+        line.cut()
+        await asyncio.sleep(0.3)
+        await work.abandon()
+        line.heal()
+        await eventually(lambda: len(work.suspects) == 1, 3)
+
+
+async def test_a_look_whose_reply_was_lost_takes_nothing_twice(
+    url: str, name: str, client: Redis
+) -> None:
+    """The entry lies with this consumer, unseen: it ages, and the next one finds it."""
+    async with FaultyLine(url) as line, recovering(line.url, name, client) as work:
+        async with looking(work):
+            await work.looks(1)  # whole, as the server did not know the script
+        [entry] = await work.abandon()
+        work = Recovering(work.stream, client)
+
+        line.reset_after_request(room_of_member.scripts.RECOVER.digest)
+        async with looking(work):
+            await eventually(lambda: not line.is_armed)
+            await work.looks(3)
+
+        assert not work.suspects
+        pending = await client.xpending_range(name, GROUP, "-", "+", 10)
+        assert [(one["message_id"], one["consumer"]) for one in pending] == [
+            (entry.id, b"one")
+        ]
+
+
+async def test_it_stops_at_once(url: str, name: str, client: Redis) -> None:
+    """While it waits for its next look."""
+    async with recovering(url, name, client) as work:
+        begun = time.monotonic()
+
+        async with looking(work):
+            await asyncio.sleep(0)
+
+        assert time.monotonic() - begun < 0.1
+
+
+async def test_names_of_the_dead_are_removed_now_and_then(
+    url: str,
+    name: str,
+    client: Redis,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Those that were used long ago and hold nothing."""
+    monkeypatch.setattr(room_of_recoverer, "_RETIRE_EVERY", 0.0)
+    monkeypatch.setattr(room_of_recoverer, "_RETIRE_AFTER", 0.0)
+    caplog.set_level(logging.INFO, "aioredismq")
+    async with recovering(url, name, client) as work:
+        for consumer in (GONE, "holds"):
+            [entry] = await deliver(work.stream, client, GROUP, consumer, b"x")
+        await client.xack(name, GROUP, entry.id)
+        work.may_claim = False
+
+        # Four times the visibility timeout, at least: somebody may merely be slow.
+        async with looking(work):
+            await work.looks(4)
+            assert len((await left(client, name, GROUP)).names) == 2
+            await eventually(lambda: "removed 1 unused" in caplog.text, 4)
+
+        assert (await left(client, name, GROUP)).names == (b"gone",)
