@@ -1,0 +1,428 @@
+from __future__ import annotations
+
+import asyncio
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING
+
+import pytest
+from anyio import fail_after
+
+from aioredismq import (
+    ConfigurationError,
+    Connection,
+    Consumer,
+    ConsumerConfig,
+    ExponentialBackoff,
+    Message,
+    NotInitializedError,
+    RedisMessageQueue,
+    RejectMessage,
+    WrongKeyTypeError,
+)
+from aioredismq import _dead_letters as room_of_dead_letters
+from aioredismq import _scripts as scripts
+from aioredismq.testing import FaultyLine
+from tests.looking import Handled, Messages, left
+from tests.support import eventually
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable
+
+    from redis.asyncio import Redis
+
+pytestmark = pytest.mark.one_loop
+
+AT_ONCE = ExponentialBackoff(initial=0)
+
+
+@asynccontextmanager
+async def consuming(
+    queue: RedisMessageQueue, handler: Callable[..., object], group: str | None = None
+) -> AsyncIterator[None]:
+    """Run a handler in the block; two attempts, at once."""
+    config = ConsumerConfig(group=group, max_attempts=2, retry=AT_ONCE)
+    async with Consumer(queue, handler, config):
+        yield
+
+
+async def die(
+    queue: RedisMessageQueue,
+    *bodies: object,
+    error: Exception | None = None,
+    group: str | None = None,
+) -> list[str]:
+    """Let messages become dead letters by this error; returns their own ids, in order."""
+    before = await queue.dead_letters.count()
+    async with consuming(queue, Handled(error=error or LookupError("gone")), group):
+        await queue.produce_many(bodies)
+        limit = before + len(bodies)
+
+        async def are_dead() -> bool:
+            return await queue.dead_letters.count() >= limit
+
+        await eventually(are_dead)
+    letters = (await queue.dead_letters.list(limit=None))[before:]
+    return [one.id for one in sorted(letters, key=lambda one: str(one.body))]
+
+
+# Looking.
+
+
+async def test_a_letter_tells_all_that_is_known_of_a_death(url: str, name: str) -> None:
+    """Body, headers, why, in what, after how many attempts, and when it began and ended."""
+    async with RedisMessageQueue(name, url) as queue:
+        async with consuming(queue, Handled(error=LookupError("no such customer"))):
+            sent = await queue.produce({"order": 7}, headers={"tenant": "blue"})
+            await eventually(lambda: has_letters(queue, 1))
+
+        [letter] = await queue.dead_letters.list()
+
+        assert letter.message_id == sent
+        assert (letter.body, letter.headers) == ({"order": 7}, {"tenant": "blue"})
+        assert (letter.reason, letter.detail) == ("attempts", "no such customer")
+        assert letter.error_type == "LookupError"
+        assert letter.traceback.endswith("LookupError: no such customer\n")
+        assert (letter.group, letter.attempts) == (f"{name}_group", 2)
+        assert letter.crashes == 0
+        assert letter.produced_at is not None
+        assert letter.produced_at <= letter.died_at
+        assert abs(letter.died_at - datetime.now(UTC)) < timedelta(seconds=30)
+        assert letter.fields[b"body"] == b'{"order":7}'
+
+
+async def has_letters(queue: RedisMessageQueue, count: int) -> bool:
+    """Say whether there are so many."""
+    return await queue.dead_letters.count() == count
+
+
+async def test_the_end_of_a_long_list_is_found(
+    url: str, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Page by page, oldest first; a limit ends it sooner."""
+    monkeypatch.setattr(room_of_dead_letters, "_PAGE", 4)
+    async with RedisMessageQueue(name, url) as queue:
+        await die(queue, *range(10))
+        dead = queue.dead_letters
+
+        letters = await dead.list(limit=None)
+
+        assert len(letters) == await dead.count() == 10
+        assert [one.id for one in letters] == sorted(one.id for one in letters)
+        assert await dead.list(limit=5) == letters[:5]
+        assert await dead.list(limit=0) == []
+
+
+async def test_letters_are_chosen_by_reason_and_time(url: str, name: str) -> None:
+    """Each by itself, and both together."""
+    async with RedisMessageQueue(name, url) as queue:
+        await die(queue, "old", error=RejectMessage("no"))
+        await die(queue, "failed")
+        [border] = [one.died_at for one in await queue.dead_letters.list()][1:]
+        await asyncio.sleep(0.002)
+        await die(queue, "new", error=RejectMessage("no"))
+        dead = queue.dead_letters
+
+        async def bodies(**choice: object) -> list[object]:
+            return [one.body for one in await dead.list(**choice)]  # type: ignore[arg-type]
+
+        assert await bodies(reason="rejected") == ["old", "new"]
+        assert await bodies(since=border) == ["failed", "new"]
+        assert await bodies(since=border.timestamp(), reason="rejected") == ["new"]
+        assert await bodies(since=border + timedelta(days=1)) == []
+        assert await bodies(reason="crashed") == []
+
+
+async def test_one_is_got_by_its_id(url: str, name: str) -> None:
+    """None for one that is not there."""
+    async with RedisMessageQueue(name, url) as queue:
+        [letter_id] = await die(queue, "a")
+
+        letter = await queue.dead_letters.get(letter_id)
+
+        assert letter is not None
+        assert letter.body == "a"
+        assert await queue.dead_letters.get("1-1") is None
+
+
+async def test_what_others_wrote_there_can_be_looked_at(
+    url: str, name: str, client: Redis
+) -> None:
+    """By hand, with nonsense in our headers: shown as far as it goes."""
+    async with RedisMessageQueue(name, url) as queue:
+        nonsense = {
+            b"body": b"{broken", b"mq-id": b"\xff-0", b"mq-attempt": b"many",
+            b"mq-crashes": b"9" * 40, b"mq-detail": b"\xfe",
+        }  # fmt: skip
+        letter_id = await client.xadd(f"{{{name}}}:dead", nonsense)
+        await client.xadd(f"{{{name}}}:dead", {b"mq-id": b"9" * 30 + b"-0"})
+
+        first, second = await queue.dead_letters.list()
+
+        assert (first.id, first.body) == (letter_id.decode(), b"{broken")
+        assert (first.attempts, first.crashes, first.detail) == (0, 0, "\\xfe")
+        assert (first.message_id, first.produced_at) == ("\\xff-0", None)
+        assert (second.produced_at, second.group) == (None, "")
+
+
+async def test_before_the_queue_is_open_there_is_nothing_to_ask(name: str) -> None:
+    """And it says so."""
+    queue = RedisMessageQueue(name, "redis://127.0.0.1:1")
+
+    with pytest.raises(NotInitializedError):
+        await queue.dead_letters.count()
+
+
+# Bringing back.
+
+
+async def test_a_redriven_letter_goes_to_the_group_it_died_in(
+    url: str, name: str, client: Redis
+) -> None:
+    """Not to the other, which has handled it; under its first id, as a first attempt."""
+    async with RedisMessageQueue(name, url, groups=("a", "b")) as queue:
+        others, again = Handled(), Messages()
+        async with consuming(queue, others, "b"):
+            [letter_id] = await die(queue, "x", group="a")
+            [letter] = await queue.dead_letters.list()
+            await others.until(1)
+
+            done = await queue.dead_letters.redrive(letter_id)
+
+            assert (done.count, done.missing, done.without_group) == (1, (), ())
+            async with consuming(queue, again, "a"):
+                await again.until(1)
+        [message] = again.seen
+        assert (message.id, message.attempt, message.body) == (
+            letter.message_id,
+            1,
+            "x",
+        )
+        assert others.bodies == ["x"]
+        assert await queue.dead_letters.count() == 0
+        assert await left(client, name, "a") == await left(client, name, "b")
+
+
+async def test_live_consumers_have_it_at_once(url: str, name: str) -> None:
+    """The bell rings: nobody waits for the next regular look."""
+    async with RedisMessageQueue(name, url) as queue:
+        handled = Handled()
+        [letter_id] = await die(queue, "x")
+        async with consuming(queue, handled):
+            await queue.produce("first")
+            await handled.until(1)
+
+            await queue.dead_letters.redrive(letter_id)
+
+            await handled.until(2, limit=1)
+
+
+async def test_attempts_go_on_when_they_are_not_to_begin_anew(
+    url: str, name: str
+) -> None:
+    """One that had its last attempt is a dead letter again after one more."""
+    async with RedisMessageQueue(name, url) as queue:
+        [letter_id] = await die(queue, "x")
+
+        await queue.dead_letters.redrive(letter_id, reset_attempts=False)
+
+        failing = Messages(error=LookupError("still gone"))
+        async with consuming(queue, failing):
+            await eventually(lambda: has_letters(queue, 1))
+        assert [one.attempt for one in failing.seen] == [3]
+        [letter] = await queue.dead_letters.list()
+        assert (letter.attempts, letter.detail) == (3, "still gone")
+
+
+async def test_what_has_expired_is_wanted_when_it_is_redriven(
+    url: str, name: str
+) -> None:
+    """Else it would expire again before anybody saw it."""
+    async with RedisMessageQueue(name, url) as queue:
+        handled = Handled()
+        await queue.produce("x", expires=0.001)
+        await asyncio.sleep(0.02)
+        async with consuming(queue, handled):
+            await eventually(lambda: has_letters(queue, 1))
+            [letter] = await queue.dead_letters.list()
+            assert (letter.reason, letter.attempts) == ("expired", 0)
+
+            await queue.dead_letters.redrive(all=True)
+
+            await handled.until(1)
+
+
+async def test_all_or_those_with_a_reason_are_redriven(
+    url: str, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also more than one page has."""
+    monkeypatch.setattr(room_of_dead_letters, "_PAGE", 3)
+    async with RedisMessageQueue(name, url) as queue:
+        await die(queue, *range(5), error=RejectMessage("no"))
+        await die(queue, *range(5, 12))
+
+        by_reason = await queue.dead_letters.redrive(reason="rejected")
+        rest = await queue.dead_letters.redrive(all=True)
+
+        assert (by_reason.count, rest.count) == (5, 7)
+        handled = Handled()
+        async with consuming(queue, handled):
+            await handled.until(12)
+        assert sorted(handled.bodies) == list(range(12))
+
+
+async def test_a_group_that_is_gone_is_said(url: str, name: str) -> None:
+    """Its letters stay where they are; those of other groups come back."""
+    async with RedisMessageQueue(name, url, groups=("a", "b")) as queue:
+        [gone] = await die(queue, "x", group="a")
+        async with consuming(queue, Handled(error=LookupError("too")), "b"):
+            await eventually(lambda: has_letters(queue, 2))
+        _, there = [one.id for one in await queue.dead_letters.list()]
+        await queue.destroy_group("a")
+
+        done = await queue.dead_letters.redrive(gone, there, "1-1")
+
+        assert (done.count, done.missing, done.without_group) == (1, ("1-1",), (gone,))
+        assert [one.id for one in await queue.dead_letters.list()] == [gone]
+
+
+async def test_a_letter_nobody_of_ours_wrote_has_no_group(
+    url: str, name: str, client: Redis
+) -> None:
+    """It cannot be brought back to anybody."""
+    async with RedisMessageQueue(name, url) as queue:
+        letter_id = await client.xadd(f"{{{name}}}:dead", {b"body": b"1"})
+
+        done = await queue.dead_letters.redrive(all=True)
+
+        assert done.without_group == (letter_id.decode(),)
+        assert await queue.dead_letters.count() == 1
+
+
+@pytest.mark.parametrize("when", ["request", "reply"])
+async def test_a_redrive_whose_line_is_cut_leaves_a_letter_in_one_place(
+    url: str, name: str, when: str
+) -> None:
+    """Before or after it was done: asked again, it is neither lost nor there twice."""
+    async with FaultyLine(url) as line:
+        connection = Connection(line.url, reply_timeout=1)
+        async with RedisMessageQueue(name, connection) as queue:
+            letters = await die(queue, *range(5))
+            await queue.dead_letters.redrive(letters[0])  # the server knows the script
+
+            if when == "reply":
+                line.reset_after_request(scripts.REDRIVE.digest)
+            else:
+                line.drop()
+            done = await queue.dead_letters.redrive(*letters[1:])
+
+            # What was done before the line broke is not there the second time.
+            assert done.count + len(done.missing) == 4
+            assert await queue.dead_letters.count() == 0
+            handled = Handled()
+            async with consuming(queue, handled):
+                await handled.until(5)
+            assert sorted(handled.bodies) == list(range(5))
+
+
+async def test_two_who_redrive_at_once_bring_each_back_once(
+    url: str, name: str
+) -> None:
+    """Two operators press the same button."""
+    async with RedisMessageQueue(name, url) as queue:
+        await die(queue, *range(10))
+        dead = queue.dead_letters
+
+        done = await asyncio.gather(*[dead.redrive(all=True) for _ in range(3)])
+
+        assert sum(one.count for one in done) == 10
+        handled = Handled()
+        async with consuming(queue, handled):
+            await handled.until(10)
+        assert sorted(handled.bodies) == list(range(10))
+
+
+# Letting go.
+
+
+async def test_letters_are_discarded_by_id_by_reason_or_all(
+    url: str, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It says how many there were."""
+    monkeypatch.setattr(room_of_dead_letters, "_PAGE", 2)
+    async with RedisMessageQueue(name, url) as queue:
+        first, *_ = await die(queue, *range(3))
+        await die(queue, 3, error=RejectMessage("no"))
+        dead = queue.dead_letters
+
+        assert await dead.discard(first, "1-1") == 1
+        assert await dead.discard(reason="rejected") == 1
+        assert await dead.discard(all=True) == 2
+        assert await dead.discard(all=True) == 0
+        assert await dead.count() == 0
+
+
+@pytest.mark.parametrize("deed", ["redrive", "discard"])
+@pytest.mark.parametrize(
+    ("ids", "choice"),
+    [
+        ((), {}),
+        (("1-1",), {"all": True}),
+        (("1-1",), {"reason": "attempts"}),
+        ((), {"reason": "attempts", "all": True}),
+    ],
+)
+async def test_it_is_to_be_said_which(
+    url: str, name: str, deed: str, ids: tuple[str, ...], choice: dict[str, object]
+) -> None:
+    """None by mistake, and not all by mistake either."""
+    async with RedisMessageQueue(name, url) as queue:
+        with pytest.raises(ConfigurationError, match="say which dead letters"):
+            await getattr(queue.dead_letters, deed)(*ids, **choice)
+
+
+async def test_what_is_no_id_is_refused(url: str, name: str) -> None:
+    """A message's own id may be none of a letter's."""
+    async with RedisMessageQueue(name, url) as queue:
+        with pytest.raises(ConfigurationError, match="'oops' is not the id"):
+            await queue.dead_letters.redrive("oops")
+
+
+async def test_another_key_in_its_place_is_refused(
+    url: str, name: str, client: Redis
+) -> None:
+    """Nothing is changed."""
+    async with RedisMessageQueue(name, url) as queue:
+        await client.set(f"{{{name}}}:dead", "something else")
+
+        with pytest.raises(WrongKeyTypeError):
+            await queue.dead_letters.redrive("1-1")
+
+
+# Handling.
+
+
+async def test_letters_can_be_handled(url: str, name: str, client: Redis) -> None:
+    """Success removes a letter; one that fails stays a dead letter, and is not tried again."""
+    seen: list[Message] = []
+
+    async def mourn(message: Message) -> None:
+        seen.append(message)
+        if message.body == 1:
+            raise LookupError("cannot be mended")
+
+    async with RedisMessageQueue(name, url) as queue:
+        await die(queue, *range(3))
+
+        consuming_them = asyncio.ensure_future(queue.dead_letters.consume(mourn))
+        await eventually(lambda: has_letters(queue, 1))
+        consuming_them.cancel()
+        with fail_after(5):
+            await asyncio.wait([consuming_them])
+
+        assert sorted(one.body for one in seen) == [0, 1, 2]
+        [kept] = await queue.dead_letters.list()
+        assert (kept.body, kept.reason, kept.detail) == (1, "attempts", "gone")
+        done = await queue.dead_letters.redrive(kept.id)
+        assert done.count == 1
+        assert await client.exists(f"{{{name}}}:dead:dead") == 0
