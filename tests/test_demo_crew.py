@@ -43,6 +43,7 @@ async def test_a_crew_works_and_leaves(url: str, name: str) -> None:
     async with Crew(1, 2) as crew:
         [producer] = crew.producers
         assert [worker.is_alive for worker in crew.workers] == [False] * 3
+        await producer.tell(order_range(0, 100))
         await _start(crew, url, name)
         assert {worker.state for worker in crew.workers} == {"running"}
 
@@ -61,7 +62,7 @@ async def test_a_crew_works_and_leaves(url: str, name: str) -> None:
         assert sorted(producer.records.read_new()) == list(range(100))
         assert [worker.state for worker in crew.workers] == ["done"] * 3
         assert any(consumer.latency for consumer in crew.consumers)
-        assert not await producer.tell(order_range(0, 1))
+        assert not producer.takes_orders
 
 
 async def test_a_killed_worker_is_noticed(url: str, name: str) -> None:
@@ -74,7 +75,8 @@ async def test_a_killed_worker_is_noticed(url: str, name: str) -> None:
         await eventually(lambda: not producer.is_alive, _LONG)
 
         assert (producer.exit_code, producer.state) == (-9, "killed (SIGKILL)")
-        assert not await producer.tell(order_range(0, 1))
+        assert not producer.takes_orders
+        await producer.tell(order_range(0, 1))
         producer.end(signal.SIGTERM)
 
 

@@ -18,13 +18,12 @@ if TYPE_CHECKING:
 class _Told:
     """Stands in for a worker: keeps what it is told, and can be gone."""
 
-    def __init__(self, *, is_alive: bool = True) -> None:
-        self.is_alive = is_alive
+    def __init__(self, *, takes_orders: bool = True) -> None:
+        self.takes_orders = takes_orders
         self.orders: list[list[object]] = []
 
-    async def tell(self, orders: bytes) -> bool:
+    async def tell(self, orders: bytes) -> None:
         self.orders += [json.loads(line) for line in orders.splitlines()]
-        return self.is_alive
 
     @property
     def numbers(self) -> list[int]:
@@ -60,7 +59,7 @@ async def test_made_up_messages_are_shared_out_evenly() -> None:
 
 async def test_a_producer_that_is_gone_gets_nothing() -> None:
     """The others send everything; without any it ends."""
-    gone, there, feed = _Told(is_alive=False), _Told(), Feed(1_000, None)
+    gone, there, feed = _Told(takes_orders=False), _Told(), Feed(1_000, None)
 
     await _run(feed, gone, there)
 

@@ -6,12 +6,12 @@ import signal
 import sys
 import time
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import anyio
 import pytest
 
-from aioredismq import RedisMessageQueue
+from aioredismq import PublishUncertainError, RedisMessageQueue
 from aioredismq import _demo_worker as worker
 from aioredismq._demo_latency import merge
 from aioredismq._demo_tally import RecordFile
@@ -78,6 +78,27 @@ async def test_a_producer_keeps_its_rate(
 
     assert time.monotonic() - begin >= 0.18
     assert len(records.read_new()) == 40
+
+
+@pytest.mark.parametrize("failures", [0, 1, 2])
+async def test_a_send_without_an_answer_is_asked_for_again(failures: int) -> None:
+    """Under its first identity, some times: a server that is away for a moment loses nothing."""
+    asked = 0
+
+    async def again() -> str:
+        nonlocal asked
+        asked += 1
+        if asked <= failures:
+            raise PublishUncertainError("still no answer", again)
+        return "1-0"
+
+    class Doubtful:
+        async def produce(self, body: object, *, headers: object) -> str:
+            raise PublishUncertainError(f"no answer to {body} {headers}", again)
+
+    await worker._produce(cast("RedisMessageQueue", Doubtful()), 1, {})
+
+    assert asked == failures + 1
 
 
 async def test_a_producer_that_is_stopped_records_what_it_has_begun(

@@ -89,17 +89,20 @@ class Worker:
         self.exit_code = await process.wait()
         changed()
 
-    async def tell(self, orders: bytes) -> bool:
-        """Write to its standard input; False when it is gone."""
+    @property
+    def takes_orders(self) -> bool:
+        """Whether its standard input is open; a killed one's closes before its end is known."""
+        stdin = None if self._process is None else self._process.stdin
+        return self.is_alive and stdin is not None and not stdin.is_closing()
+
+    async def tell(self, orders: bytes) -> None:
+        """Write to its standard input; when it is gone, so are the orders."""
         stdin = None if self._process is None else self._process.stdin
         if stdin is None or stdin.is_closing():
-            return False
-        try:
+            return
+        with suppress(OSError):
             stdin.write(orders)
             await stdin.drain()
-        except OSError:
-            return False
-        return True
 
     def dismiss(self) -> None:
         """Tell it to finish what it has and leave."""

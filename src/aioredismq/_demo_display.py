@@ -164,7 +164,7 @@ def _table(snapshot: Snapshot) -> Table:
     both = Table(
         title=f"aioredismq demo, {snapshot.elapsed:.1f} s", title_justify="left"
     )
-    both.add_column("messages", width=40)
+    both.add_column("messages", width=30)
     both.add_column("processes")
     both.add_row(figures, workers)
     return both

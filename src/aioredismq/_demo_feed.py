@@ -130,7 +130,7 @@ class Feed:
 
         What is given to a producer that dies is not sent: the summary says so.
         """
-        alive = [producer for producer in producers if producer.is_alive]
+        alive = [producer for producer in producers if producer.takes_orders]
         for at, producer in enumerate(alive):
             # Whose turn it is goes on from one block to the next: a block can be one line.
             part = orders[(at - self._turn) % len(alive) :: len(alive)]
