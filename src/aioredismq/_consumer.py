@@ -16,6 +16,7 @@ from ._config import ConsumerConfig
 from ._errors import MessageQueueError, NotInitializedError, ServerError
 from ._handler import bind
 from ._host import Host
+from ._message import Message  # noqa: TC001 -- `_pulled` is bound by its annotation
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
@@ -23,7 +24,6 @@ if TYPE_CHECKING:
     from typing import Self
 
     from ._channel import Channel
-    from ._message import Message
     from ._queue import RedisMessageQueue
 
 logger = logging.getLogger("aioredismq")
