@@ -7,6 +7,7 @@ from decimal import Decimal
 from functools import partial
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Annotated, Any, NewType
+from uuid import UUID
 
 import msgspec
 import orjson
@@ -374,6 +375,10 @@ def test_the_original_has_no_place_for_some(
             [b"body", b"1", b"a", b"body"],
             Envelope(b"1", "application/json", {"a": "body"}, {}),
         ),
+        (
+            [b"mq-id", b"1-0", b"body", b"1"],
+            Envelope(b"1", "application/json", {}, {"mq-id": b"1-0"}),
+        ),
         ([b"[1]", b"body"], Envelope(b"[1]", "application/json", {}, {})),
         ([b"[1]"], Envelope(None, "application/json", {}, {})),
         ([], Envelope(None, "application/json", {}, {})),
@@ -601,11 +606,14 @@ def test_the_cause_of_a_refusal_is_kept() -> None:
         decoder(dict)(envelope(b"{"))
     with pytest.raises(DecodeError) as model_error:
         decoder(Model)(envelope(b"{}"))
+    with pytest.raises(DecodeError) as text_error:
+        decoder(list[UUID])(envelope(b'["1"]'))
     with pytest.raises(DecodeError) as own_error:
         decoder(int)(envelope(b'"1"'))
 
     assert isinstance(json_error.value.__cause__, json.JSONDecodeError)
     assert isinstance(model_error.value.__cause__, pydantic.ValidationError)
+    assert isinstance(text_error.value.__cause__, ValueError)
     assert own_error.value.__cause__ is None
 
 

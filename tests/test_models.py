@@ -216,6 +216,7 @@ def test_what_the_library_does_not_take_is_refused_at_once(
         make_parse(annotation)
 
     assert str(caught.value).startswith(start)
+    assert caught.value.__cause__ is not None
 
 
 def test_neither_library_is_imported_for_others() -> None:

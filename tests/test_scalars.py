@@ -157,6 +157,7 @@ def test_anything_else_is_refused(annotation: object, value: object, what: str) 
 
     assert caught.value.what.startswith(what)
     assert caught.value.at == ""
+    assert (caught.value.__cause__ is not None) is (" refused it: " in what)
 
 
 @pytest.mark.parametrize(

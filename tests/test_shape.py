@@ -326,6 +326,7 @@ def test_what_does_not_fit_is_named_with_its_place(
         make_shape(annotation)(value)
 
     assert (caught.value.at, caught.value.what) == (at, what)
+    assert caught.value.__cause__ is not None or " refused it: " not in what
 
 
 SUPPORTED = "supported are JSON's own types"
