@@ -28,7 +28,7 @@ class Colour(enum.Enum):
 
     @classmethod
     def _missing_(cls, value: object) -> Colour | None:
-        return cls.RED if value == "rouge" else None
+        return cls.RED if value == "vermilion" else None
 
 
 class Level(enum.IntEnum):
@@ -87,7 +87,7 @@ EAST = timezone(timedelta(hours=1))
         (Colour, 0.5, Colour.HALF),
         (Colour, None, Colour.NOTHING),
         (Colour, "1.50", Colour.CREAM),
-        (Colour, "rouge", Colour.RED),
+        (Colour, "vermilion", Colour.RED),
         (Level, 1, Level.HIGH),
         (Word, "yes", Word.YES),
         (Right, 3, Right.READ | Right.WRITE),
