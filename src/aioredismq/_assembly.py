@@ -137,6 +137,7 @@ class Assembly:
             member,
             visibility_timeout=config.visibility_timeout,
             max_crashes=config.max_crashes,
+            retention=config.dead_letter_retention,
             may_claim=self._lease.may_claim,
             server_time=self._clock.now,
             free=lambda: self._dispatcher.has_free_worker,

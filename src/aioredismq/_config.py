@@ -156,6 +156,9 @@ class ConsumerConfig:
     failover: bool = True
     """Whether what fails for good becomes a dead letter. False: it is logged, counted, reported
     to `failover_callback` and dropped."""
+    dead_letter_retention: float | None = None
+    """Seconds after which dead letters are removed, looked at every few minutes. None: never; they
+    then stay until somebody discards them."""
     failover_callback: Callable[[Message, Failure], object] | None = None
     """Told of each message that has failed for good, after it was put aside; sync or async. What
     it raises is logged and changes nothing."""
@@ -185,8 +188,9 @@ class ConsumerConfig:
         if self.count is not None:
             _at_least(self, "count", 1, kind=int)
         _at_least(self, "batch_size", 1, kind=int)
-        if self.handler_timeout is not None:
-            _above_zero(self, "handler_timeout")
+        for name in ("handler_timeout", "dead_letter_retention"):
+            if getattr(self, name) is not None:
+                _above_zero(self, name)
         if not is_finite(self.visibility_timeout, least=_LEAST_VISIBILITY):
             msg = (
                 f"visibility_timeout must be at least {_LEAST_VISIBILITY:g} seconds, and "
@@ -231,6 +235,7 @@ class ConsumerOptions(TypedDict, total=False):
     retry: RetryPolicy
     expired: Literal["dead", "drop"]
     failover: bool
+    dead_letter_retention: float | None
     failover_callback: Callable[[Message, Failure], object] | None
     shutdown_timeout: float
     start: Literal["earliest", "latest"]

@@ -267,8 +267,14 @@ class Member:
 
     # -- names ---------------------------------------------------------------------------------
 
-    async def retire_others(self, *, inactive: float) -> int:
-        """Remove the names of consumers that hold nothing and did nothing for so many seconds.
+    async def retire_others(
+        self, *, inactive: float, retention: float | None = None
+    ) -> int:
+        """Remove the names of consumers that hold nothing and did nothing for long.
+
+        Args:
+            inactive: For so many seconds.
+            retention: Remove dead letters older than so many seconds, too.
 
         Returns:
             How many names were removed.
@@ -276,8 +282,13 @@ class Member:
         return int(
             await self.link.run(
                 scripts.RETIRE,
-                [self._key, self._lane],
-                [self.group, self.consumer, int(inactive * 1000)],
+                [self._key, self._lane, self.stream.keys.dead],
+                [
+                    self.group,
+                    self.consumer,
+                    int(inactive * 1000),
+                    "" if retention is None else int(retention * 1000),
+                ],
             )
         )
 

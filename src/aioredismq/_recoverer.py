@@ -55,6 +55,7 @@ class Recoverer:
         *,
         visibility_timeout: float,
         max_crashes: int,
+        retention: float | None,
         may_claim: Callable[[], bool],
         server_time: Callable[[], float | None],
         free: Callable[[], bool],
@@ -68,6 +69,7 @@ class Recoverer:
             member: This consumer in Redis.
             visibility_timeout: Seconds without renewal after which an entry is abandoned.
             max_crashes: Crashes that make a dead letter.
+            retention: Seconds dead letters are kept; None for ever.
             may_claim: Says whether others have had the time to renew.
             server_time: Tells the server's time; None when it is not known yet.
             free: Says whether a worker is free now.
@@ -79,6 +81,7 @@ class Recoverer:
         self._member = member
         self._visibility_timeout = visibility_timeout
         self._max_crashes = max_crashes
+        self._retention = retention
         self._may_claim = may_claim
         self._server_time = server_time
         self._free = free
@@ -125,6 +128,7 @@ class Recoverer:
         self._retire_at = time.monotonic() + _RETIRE_EVERY
         retired = await self._member.retire_others(
             inactive=max(_RETIRE_AFTER, 4 * self._visibility_timeout),
+            retention=self._retention,
         )
         if retired:
             logger.info(

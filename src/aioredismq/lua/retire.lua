@@ -1,6 +1,8 @@
--- retire: remove the names of consumers that are gone: nothing pending in stream or lane, and inactive
--- for long. A live one that merely had nothing to do gets its name back with its next delivery.
--- KEYS[1] stream   KEYS[2] lane   ARGV[1] group   ARGV[2] own consumer   ARGV[3] inactive for (ms)
+-- retire: remove what time has passed over: the names of consumers that are gone (nothing pending in
+-- stream or lane, and inactive for long; a live one that merely had nothing to do gets its name back
+-- with its next delivery), and dead letters older than they are to be kept.
+-- KEYS[1] stream   KEYS[2] lane   KEYS[3] dead letters
+-- ARGV[1] group   ARGV[2] own consumer   ARGV[3] inactive for (ms)   ARGV[4] letters are kept (ms), or ''
 -- Returns how many names were removed.
 local function names(key)
   local reply = redis.pcall('XINFO', 'CONSUMERS', key, ARGV[1])
@@ -30,5 +32,10 @@ for name in pairs(candidates) do
     redis.pcall('XGROUP', 'DELCONSUMER', KEYS[2], ARGV[1], name)
     removed = removed + 1
   end
+end
+if ARGV[4] ~= '' then
+  local time = redis.call('TIME')
+  local oldest = time[1] * 1000 + math.floor(time[2] / 1000) - tonumber(ARGV[4])
+  redis.call('XTRIM', KEYS[3], 'MINID', string.format('%.0f', oldest))
 end
 return removed
