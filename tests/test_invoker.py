@@ -456,7 +456,7 @@ async def test_a_lost_lease_cancels_the_handler_where_that_is_wanted() -> None:
     lost, given = entry(number=1), entry(number=2)
     async with create_task_group() as tasks:
         tasks.start_soon(invoker.run, [given])
-        await started.wait()
+        await eventually(started.is_set)
         invoker.lease_lost(lost.id, False)
         await asyncio.sleep(0)
         assert not settled.outcomes
@@ -528,7 +528,7 @@ async def test_a_handler_cut_off_from_outside_is_handed_back() -> None:
     given = entry()
     async with create_task_group() as tasks:
         tasks.start_soon(invoker.run, [given])
-        await started.wait()
+        await eventually(started.is_set)
         tasks.cancel_scope.cancel()
 
     assert settled.of(given) == Release()
@@ -621,7 +621,7 @@ async def test_a_handler_that_finishes_although_it_is_cancelled_has_succeeded() 
     given = entry()
     async with create_task_group() as tasks:
         tasks.start_soon(invoker.run, [given])
-        await started.wait()
+        await eventually(started.is_set)
         tasks.cancel_scope.cancel()
 
     assert settled.of(given) == Ack()
@@ -871,7 +871,7 @@ async def test_a_batch_cut_off_from_outside_is_handed_back() -> None:
     first, second = entry(number=1), entry(number=2)
     async with create_task_group() as tasks:
         tasks.start_soon(invoker.run, [first, second])
-        await started.wait()
+        await eventually(started.is_set)
         tasks.cancel_scope.cancel()
 
     assert settled.of(first) == Ack()
@@ -900,7 +900,7 @@ async def test_a_block_of_a_message_that_is_cut_off_is_handed_back() -> None:
         entries = [entry(number=number) for number in range(given)]
         async with create_task_group() as tasks:
             tasks.start_soon(invoker.run, entries)
-            await started.wait()
+            await eventually(started.is_set)
             tasks.cancel_scope.cancel()
 
         assert settled.of(entries[-1]) == Release()

@@ -157,7 +157,7 @@ async def test_a_block_that_is_cancelled_hands_its_message_back() -> None:
         tasks.start_soon(pulling.puller.run, [entry()])
         async with create_task_group() as handling:
             handling.start_soon(handle)
-            await inside.wait()
+            await eventually(inside.is_set)
             handling.cancel_scope.cancel()
         with fail_after(1):
             await eventually(lambda: bool(pulling.outcomes))

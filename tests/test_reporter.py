@@ -10,10 +10,12 @@ from anyio import create_task_group, fail_after
 from aioredismq import Failure, Message
 from aioredismq import _reporter as room
 from aioredismq._reporter import Reporter
+from tests.support import eventually
 
 if TYPE_CHECKING:
-    import pytest
     from collections.abc import AsyncIterator, Callable
+
+    import pytest
 
 FAILURE = Failure("rejected", "no such customer")
 
@@ -170,5 +172,5 @@ async def test_a_reporter_that_is_cancelled_ends() -> None:
     with fail_after(5):
         async with create_task_group() as tasks:
             tasks.start_soon(reporter.run)
-            await started.wait()
+            await eventually(started.is_set)
             tasks.cancel_scope.cancel()
