@@ -11,7 +11,7 @@ import os
 import re
 from typing import TYPE_CHECKING, Any
 
-from anyio import create_task_group
+from anyio import CancelScope, create_task_group
 
 from ._bell import Bell
 from ._errors import (
@@ -25,7 +25,8 @@ from ._errors import (
 )
 from ._host import Host
 from ._link import Link
-from ._topology import OwnCluster, OwnServer, topology_for, writer_of
+from ._opening import writer_of
+from ._topology import OwnCluster, OwnServer, topology_for
 from ._wire import Wire, exchange
 
 if TYPE_CHECKING:
@@ -95,7 +96,8 @@ class Connection:
             connect_timeout=connect_timeout,
             cluster=cluster,
         )
-        self._ask_cluster = cluster is None
+        self._may_be_cluster = cluster is None
+        self._is_known = False
         self._connect_timeout = connect_timeout
         self._reply_timeout = reply_timeout
         self._users = 0
@@ -103,6 +105,7 @@ class Connection:
         self._links: dict[str, Link] = {}
         self._wires: dict[Wire, AbstractConnection] = {}
         self._spent: list[AbstractConnection] = []
+        self._has_spent: asyncio.Event
         self._loop: asyncio.AbstractEventLoop | None = None
         self._forks = 0
         self._lock: asyncio.Lock
@@ -140,6 +143,10 @@ class Connection:
         self._users += 1
         try:
             async with self._lock:
+                if self._host is not None and self._closing.is_set():
+                    # Whoever closed it was overtaken by us, or cancelled.
+                    await self._host.ended()
+                    self._host = None
                 if self._host is None:
                     self._closing.clear()
                     host = Host("aioredismq connection", self._live)
@@ -155,26 +162,38 @@ class Connection:
         self._forks = _forks
         self._lock = asyncio.Lock()
         self._closing = asyncio.Event()
+        self._has_spent = asyncio.Event()
         self.bell = Bell(self._open_bell)
         self._host = None
 
     async def close(self) -> None:
-        """Count one user less; the last closes every connection."""
-        self._users -= 1
-        if self._users or self._host is None:
+        """Count one user less; the last closes every connection.
+
+        Raises:
+            WrongLoopError: It is open on another loop, or in the parent process.
+
+        Cancellation: it still closes, in the background.
+        """
+        if not self._users:
             return
+        self.check()
+        self._users -= 1
+        if self._users:
+            return
+        self._closing.set()
         async with self._lock:
-            if self._users:
-                return
-            host, self._host = self._host, None
-            self._closing.set()
-            await host.join()
+            host = self._host
+            if self._closing.is_set() and host is not None:
+                await host.ended()
+                self._host = None
+                await host.join()
 
     async def _live(self, ready: Callable[[], None]) -> None:
         try:
             async with create_task_group() as group:
                 self._group = group
                 group.start_soon(self.bell.listen)
+                group.start_soon(self._give_back)
                 ready()
                 await self._closing.wait()
                 group.cancel_scope.cancel()
@@ -217,14 +236,16 @@ class Connection:
             ConnectionLostError: It cannot be reached.
             AuthenticationError: It does not let this user in.
             UnsupportedServerError: It is too old.
+            PoolTooSmallError: The pool has no connection for it.
         """
         self.check()
         async with self._lock:
-            if self._ask_cluster:
+            if not self._is_known:
                 await self._find_out(key)
             slot = key if self._topology.is_cluster else ""
             link = self._links.get(slot)
             if link is None:
+                self._afford(links=len(self._links) + 1, readers=self._readers)
                 link = Link(
                     lambda on_lost: self.reserve(key, on_lost=on_lost),
                     patience=self._reply_timeout,
@@ -265,6 +286,7 @@ class Connection:
 
         def lost() -> None:
             self._spent.append(self._wires.pop(wire))
+            self._has_spent.set()
             if on_lost is not None:
                 on_lost()
 
@@ -287,10 +309,7 @@ class Connection:
         Raises:
             PoolTooSmallError: They cannot; with the number that is needed.
         """
-        links = max(len(self._links), 1)
-        needed = self._topology.own_use + links + 1 + self._readers + readers
-        if needed > self._topology.max_connections:
-            raise PoolTooSmallError(self._topology.max_connections, needed)
+        self._afford(links=max(len(self._links), 1), readers=self._readers + readers)
 
     def claim_reader(self) -> None:
         """Count one consumer, before it starts; `unclaim_reader` when it has ended.
@@ -328,6 +347,12 @@ class Connection:
         # Published messages reach every node of a Cluster: any key will do.
         return await self.reserve("bell", on_lost=on_lost, on_push=on_push)
 
+    def _afford(self, *, links: int, readers: int) -> None:
+        bell = 1 if readers else 0
+        needed = self._topology.own_use + links + bell + readers
+        if needed > self._topology.max_connections:
+            raise PoolTooSmallError(self._topology.max_connections, needed)
+
     async def _find_out(self, key: str) -> None:
         """Ask the server what it is: once, before anything is built on it."""
         wire = await self.reserve(key)
@@ -342,15 +367,23 @@ class Connection:
         _refuse_too_old(info)
         # Redis says redis_mode, Valkey server_mode.
         is_node = re.search(rb"^(redis|server)_mode:cluster", info, re.MULTILINE)
-        if is_node and isinstance(self._topology, OwnServer):
+        if is_node and self._may_be_cluster and isinstance(self._topology, OwnServer):
             self._topology = OwnCluster(
                 self._topology.arguments, self._topology.max_connections
             )
-        self._ask_cluster = False
+        self._is_known = True
+
+    async def _give_back(self) -> None:
+        """Give up what has ended as soon as it has: a lent pool has use for its place."""
+        while True:
+            await self._has_spent.wait()
+            self._has_spent.clear()
+            await self._clear_spent()
 
     async def _clear_spent(self) -> None:
         while self._spent:
-            await self._topology.give_up(self._spent.pop())
+            with CancelScope(shield=True):  # a place that is not given back is lost
+                await self._topology.give_up(self._spent.pop())
 
 
 def _refuse_too_old(info: bytes) -> None:

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING
 
 from anyio import CancelScope
 
+from ._errors import WrongLoopError
+
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
@@ -94,6 +96,18 @@ class Host:
             self._task.result()
 
     async def ended(self) -> None:
-        """Wait for the end of the body, whatever it ends with."""
-        if self._task is not None and not self._task.done():
-            await asyncio.wait({self._task})
+        """Wait for the end of the body, whatever it ends with.
+
+        Raises:
+            WrongLoopError: It runs on another loop, or in the parent process, and would never
+                be seen to end here.
+        """
+        if self._task is None or self._task.done():
+            return
+        if self._task.get_loop() is not asyncio.get_running_loop():
+            msg = (
+                f"{self._name} runs on another event loop, or in the process this one was "
+                "forked from: only there can it be stopped"
+            )
+            raise WrongLoopError(msg)
+        await asyncio.wait({self._task})

@@ -1,7 +1,7 @@
 """Where a key lives, and how a connection to that server is opened and given up.
 
 One class per way to reach Redis: an address of ours, Sentinel, Cluster, or a client that belongs
-to the caller. redis-py does the work each time; its errors become ours here.
+to the caller. redis-py does the work each time.
 """
 
 from __future__ import annotations
@@ -9,36 +9,21 @@ from __future__ import annotations
 import asyncio
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Protocol
-from urllib.parse import parse_qsl, unquote, urlsplit
+from urllib.parse import parse_qsl, unquote, urlencode, urlsplit
 
 import redis.asyncio as redis
 from redis.asyncio.cluster import ClusterNode
 from redis.asyncio.retry import Retry
 from redis.asyncio.sentinel import Sentinel
 from redis.backoff import NoBackoff
-from redis.exceptions import (
-    AuthenticationError as RedisAuthenticationError,
-)
-from redis.exceptions import (
-    AuthorizationError,
-    InvalidResponse,
-    NoPermissionError,
-    RedisError,
-)
+from redis.exceptions import NoPermissionError
 
 from ._address import arguments, host_and_port, shown, without_password
-from ._errors import (
-    AuthenticationError,
-    ConfigurationError,
-    ConnectionLostError,
-    MessageQueueError,
-    PermissionDeniedError,
-    UnsupportedServerError,
-    server_error,
-)
+from ._errors import ConfigurationError, ConnectionLostError
+from ._opening import connected, disconnect, new_connection, refresh, translated
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
 
     from redis.asyncio.connection import AbstractConnection
 
@@ -99,6 +84,7 @@ def topology_for(
     if target.startswith(("redis+sentinel://", "rediss+sentinel://")):
         return OwnSentinel(target, max_connections, connect_timeout)
     address = arguments(target, connect_timeout)
+    new_connection(address)  # refuses an option it does not know
     if cluster:
         return OwnCluster(address, max_connections)
     return OwnServer(address, max_connections)
@@ -118,11 +104,11 @@ class OwnServer:
     async def open(self, key: str) -> AbstractConnection:
         """Open a connection; every key is here."""
         del key
-        return await _connected(self.arguments, str(self))
+        return await connected(self.arguments, str(self))
 
     async def give_up(self, connection: AbstractConnection) -> None:
         """Close it."""
-        await _disconnect(connection)
+        await disconnect(connection)
 
     def __str__(self) -> str:
         return shown(self.arguments)
@@ -145,7 +131,12 @@ class OwnSentinel:
         parts = urlsplit(url)
         credentials, _, hosts = parts.netloc.rpartition("@")
         service, _, database = parts.path.strip("/").partition("/")
-        options = dict(parse_qsl(parts.query))
+        options = dict(parse_qsl(parts.query, keep_blank_values=True))
+        access = {
+            name: options.pop(f"sentinel_{name}")
+            for name in ("username", "password")
+            if f"sentinel_{name}" in options
+        }
         if not service or not hosts:
             msg = (
                 "a Sentinel URL must be redis+sentinel://host:port[,host:port]/service[/db], "
@@ -155,17 +146,13 @@ class OwnSentinel:
         self.service = service
         user, _, password = credentials.partition(":")
         scheme = "rediss" if parts.scheme.startswith("rediss") else "redis"
-        plain = f"{scheme}://localhost/{database or 0}"
+        plain = f"{scheme}://localhost/{database}?{urlencode(options)}"
         self._server = arguments(plain, connect_timeout)
+        new_connection(self._server)  # refuses an option it does not know
         if user:
             self._server["username"] = unquote(user)
         if password:
             self._server["password"] = unquote(password)
-        access = {
-            name: options[f"sentinel_{name}"]
-            for name in ("username", "password")
-            if f"sentinel_{name}" in options
-        }
         self.addresses = [host_and_port(host, 26379) for host in hosts.split(",")]
         self._sentinel_arguments = {
             "socket_timeout": connect_timeout,
@@ -189,11 +176,11 @@ class OwnSentinel:
             for client in sentinel.sentinels:
                 await client.aclose()
         server = {**self._server, "host": host, "port": port}
-        return await _connected(server, f"{host}:{port}")
+        return await connected(server, f"{host}:{port}")
 
     async def give_up(self, connection: AbstractConnection) -> None:
         """Close it."""
-        await _disconnect(connection)
+        await disconnect(connection)
 
     def __str__(self) -> str:
         hosts = ",".join(f"{host}:{port}" for host, port in self.addresses)
@@ -221,18 +208,16 @@ class OwnCluster:
         """Find the key's node and open a connection to it."""
         host, port = await self._node_of(key)
         node = {**self.arguments, "host": host, "port": port}
-        return await _connected(node, f"{host}:{port}")
+        return await connected(node, f"{host}:{port}")
 
     async def _node_of(self, key: str) -> tuple[str, int]:
         shared = {
             name: value
             for name, value in self.arguments.items()
-            if name
-            not in {"host", "port", "db", "retry", "socket_timeout", "connection_class"}
+            if name not in {"host", "port", "db", "socket_timeout", "connection_class"}
         }
         client = redis.RedisCluster(
             startup_nodes=[ClusterNode(host, port) for host, port in self._nodes],
-            cluster_error_retry_attempts=0,
             socket_timeout=self.arguments["socket_connect_timeout"],
             ssl=issubclass(
                 self.arguments.get("connection_class", redis.Connection),
@@ -242,7 +227,7 @@ class OwnCluster:
         )
         try:
             await client.initialize()
-            node = client.get_node_from_key(key)
+            node = _known(client.get_node_from_key(key), key)
             # Every node that is known is one that can be asked when the others are gone.
             self._nodes = [
                 (known.host, int(known.port)) for known in client.get_nodes()
@@ -251,14 +236,11 @@ class OwnCluster:
             raise translated(error, f"the cluster of {self}") from error
         finally:
             await client.aclose()
-        if node is None:  # pragma: no cover -- redis-py answers None for replicas only
-            msg = f"the cluster at {self} does not say which node has {key!r}"
-            raise ConnectionLostError(msg)
         return node.host, int(node.port)
 
     async def give_up(self, connection: AbstractConnection) -> None:
         """Close it."""
-        await _disconnect(connection)
+        await disconnect(connection)
 
     def __str__(self) -> str:
         return shown(self.arguments)
@@ -287,7 +269,7 @@ class LentPool:
             async with asyncio.timeout(self._timeout):
                 connection: AbstractConnection = await self._pool.get_connection()  # type: ignore[no-untyped-call]
                 try:
-                    await _refresh(connection)
+                    await refresh(connection)
                 except BaseException:
                     await self.give_up(connection)
                     raise
@@ -297,7 +279,7 @@ class LentPool:
 
     async def give_up(self, connection: AbstractConnection) -> None:
         """Close it and give its place back to the pool, which opens a new one when asked."""
-        await _disconnect(connection)
+        await disconnect(connection)
         with suppress(KeyError):  # the caller has reset the pool meanwhile
             await self._pool.release(connection)
 
@@ -327,16 +309,13 @@ class LentCluster:
                 # A command on the key makes redis-py follow a moved slot before we ask.
                 with suppress(NoPermissionError):
                     await self._client.exists(key)
-                node = self._client.get_node_from_key(key)
-                if node is None:  # pragma: no cover -- None is for replicas only
-                    msg = f"the cluster does not say which node has {key!r}"
-                    raise ConnectionLostError(msg)
+                node = _known(self._client.get_node_from_key(key), key)
                 connection = node.acquire_connection()
                 try:
                     await connection.connect()  # type: ignore[no-untyped-call]
-                    await _refresh(connection)
+                    await refresh(connection)
                 except BaseException:
-                    await _disconnect(connection)
+                    await disconnect(connection)
                     node.release(connection)
                     raise
         except Exception as error:
@@ -346,7 +325,7 @@ class LentCluster:
 
     async def give_up(self, connection: AbstractConnection) -> None:
         """Close it and give its place back to its node."""
-        await _disconnect(connection)
+        await disconnect(connection)
         self._places.pop(connection)()
 
     def __str__(self) -> str:
@@ -354,92 +333,8 @@ class LentCluster:
         return str(nodes[0].name) if nodes else "the given cluster client"
 
 
-def translated(error: Exception, address: str) -> MessageQueueError:
-    """Make ours of an error raised while connecting, whatever it is.
-
-    It need not be redis-py's own: in the moment a connection breaks, asyncio and uvloop have
-    raised RuntimeError, TypeError and AttributeError (redis-py #4287), and a cluster's are under
-    another root. What hides behind the last one decides.
-    """
-    if isinstance(error, MessageQueueError):
-        return error
-    words = str(error) or "it did not answer in time"
-    for cause in _causes(error):
-        told = server_error(str(cause))
-        if isinstance(
-            cause, RedisAuthenticationError | AuthorizationError
-        ) or isinstance(told, AuthenticationError):
-            return AuthenticationError(f"Redis at {address} refuses this user: {cause}")
-        if isinstance(cause, NoPermissionError):
-            return PermissionDeniedError(
-                f"Redis at {address} denies this user: {cause}"
-            )
-        if isinstance(cause, InvalidResponse):
-            return UnsupportedServerError(
-                f"the peer at {address} does not speak the Redis protocol: {cause}"
-            )
-    return ConnectionLostError(f"cannot reach Redis at {address}: {words}")
-
-
-def _causes(error: BaseException | None) -> Iterator[BaseException]:
-    while error is not None:
-        yield error
-        error = error.__cause__ or error.__context__
-
-
-def _new_connection(address: dict[str, Any]) -> AbstractConnection:
-    rest = dict(address)
-    kind: type[AbstractConnection] = rest.pop("connection_class", redis.Connection)
-    try:
-        return kind(**rest)
-    except TypeError as error:
-        msg = f"the URL has an option redis-py does not know: {error}"
-        raise ConfigurationError(msg) from error
-
-
-async def _connected(address: dict[str, Any], name: str) -> AbstractConnection:
-    """Open a connection of ours; its timeout counts for the greeting too."""
-    connection = _new_connection(address)
-    try:
-        async with asyncio.timeout(address["socket_connect_timeout"]):
-            await connection.connect()  # type: ignore[no-untyped-call]
-    except Exception as error:
-        await _disconnect(connection)
-        raise translated(error, name) from error
-    except BaseException:
-        await _disconnect(connection)
-        raise
-    return connection
-
-
-async def _refresh(connection: AbstractConnection) -> None:
-    """Make a connection anew that has ended while it lay in its pool.
-
-    redis-py looks for that itself, but not under RESP3 (8.1, #4252).
-    """
-    reader: asyncio.StreamReader | None = getattr(connection, "_reader", None)
-    if reader is None or reader.at_eof() or writer_of(connection).is_closing():
-        await _disconnect(connection)
-        await connection.connect()  # type: ignore[no-untyped-call]
-
-
-async def _disconnect(connection: AbstractConnection) -> None:
-    try:
-        await connection.disconnect(nowait=True)
-    except (RedisError, OSError, RuntimeError):
-        # It is gone either way. redis-py raises when the end takes too long, uvloop when it has
-        # ended already.
-        return
-
-
-def writer_of(connection: AbstractConnection) -> asyncio.StreamWriter:
-    """Find the stream a connected redis-py connection writes to.
-
-    The only place that looks inside redis-py: it has no public way to share one connection among
-    many callers, and reading its replies one by one costs three times as much.
-    """
-    writer: asyncio.StreamWriter | None = getattr(connection, "_writer", None)
-    if writer is None:
-        msg = "the connection was lost before it could be used"
+def _known(node: ClusterNode | None, key: str) -> ClusterNode:
+    if node is None:  # pragma: no cover -- redis-py answers None for replicas only
+        msg = f"the cluster does not say which node has {key!r}"
         raise ConnectionLostError(msg)
-    return writer
+    return node
