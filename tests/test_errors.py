@@ -211,6 +211,11 @@ def test_an_error_reply_is_known_by_its_first_word(
             "WRONGTYPE",
         ),
         (
+            "@user_script: 45: -OOM command not allowed when used memory > 'maxmemory'.",
+            ServerFullError,
+            "OOM",
+        ),
+        (
             "ERR Error running script (call to f_ab12): @user_script:3: user_script:3: "
             "WRONGTYPE Operation against a key holding the wrong kind of value",
             WrongKeyTypeError,

@@ -269,7 +269,7 @@ _BY_CODE: dict[str, type[ServerError]] = {
 # 6.2: "ERR Error running script (call to f_…): @user_script:12: @user_script: 12: -OOM command …"
 # 7.0: "ERR user_script:3: WRONGTYPE Operation … script: …, on @user_script:3."
 _PLACE = re.compile(
-    r"^ERR (?:Error running script \(call to \w+\): )?(?:@?user_script: ?\d+: )+"
+    r"^(?:ERR )?(?:Error running script \(call to \w+\): )?(?:@?user_script: ?\d+: )+"
 )
 
 

@@ -4,12 +4,12 @@
 -- ARGV[1] group   ARGV[2] bell channel   ARGV[3] life of the tombstone (ms)
 -- Returns 1 when the group was there, 0 when not.
 if redis.call('EXISTS', KEYS[1]) == 0 then return 0 end
+redis.call('DEL', KEYS[4], KEYS[5], KEYS[6])  -- first, as 6.2 refuses XGROUP under a full memory
 local there = redis.call('XGROUP', 'DESTROY', KEYS[1], ARGV[1])
 local name = 'group:' .. ARGV[1]
 local generation = redis.call('HGET', KEYS[2], name)
 redis.call('HDEL', KEYS[2], name, 'floor:' .. ARGV[1], 'visibility:' .. ARGV[1],
   'cursor:' .. ARGV[1], 'lane-cursor:' .. ARGV[1])
-redis.call('DEL', KEYS[4], KEYS[5], KEYS[6])
 if generation then
   redis.call('HSET', KEYS[3], generation, 1)
   redis.call('PEXPIRE', KEYS[3], ARGV[3])

@@ -7,6 +7,7 @@ for _, key in ipairs(KEYS) do
   if not pending.err and #pending > 0 then return 0 end
 end
 for _, key in ipairs(KEYS) do
+  redis.pcall('XACK', key, ARGV[1], '0-0')  -- 6.2 refuses XGROUP as a first write to a full memory
   redis.pcall('XGROUP', 'DELCONSUMER', key, ARGV[1], ARGV[2])
 end
 return 1

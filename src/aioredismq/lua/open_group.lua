@@ -29,6 +29,9 @@ local function again(stream, group)
   return floor
 end
 
+-- XACK passes under a full memory, and what follows a first write does: the consumers that would make
+-- room must be able to start.
+redis.pcall('XACK', KEYS[1], ARGV[1], '0-0')
 local made = false
 if ARGV[1] ~= '' then
   local start = ARGV[2]
