@@ -69,7 +69,10 @@ def test_dead_letters_are_accounted_for() -> None:
             "2 still in the queue",
         ),
         ({"figures": Figures(produced=9, handled=9)}, "1 not sent"),
-        ({"failed_workers": 2}, "2 process(es) failed"),
+        (
+            {"failed_workers": 2},
+            "All 10 messages are accounted for, although 2 process(es) failed.",
+        ),
         (
             {
                 "trouble": "no progress for 10 s",
@@ -78,6 +81,7 @@ def test_dead_letters_are_accounted_for() -> None:
             "Not good: no progress for 10 s; 1 still in the queue.",
         ),
         ({"leftovers": None}, "it did not answer"),
+        ({"leftovers": None}, "Not good: see above."),
         ({"leftovers": replace(_EMPTY, pending=4)}, "4 pending"),
         ({"ordered": 0, "figures": Figures(), "bad_lines": 5}, "bad lines"),
         (

@@ -60,9 +60,13 @@ async def consume(queue: str, url: str, group: str | None, count: int | None) ->
         group: Whose messages; made if need be.
         count: Messages after which it ends; None for no end.
     """
-    # Few at a time: what it has read and does not print goes back, to the end of the line.
     config = ConsumerConfig(
-        group=group, concurrency=1, count=min(count or _READ, _READ)
+        group=group,
+        concurrency=1,
+        # Few at a time: what it has read and does not print goes back, to the end of the line.
+        count=min(count or _READ, _READ),
+        # What is not settled when it stops could not be printed: nothing to wait for.
+        shutdown_timeout=0,
     )
     async with Consumer(RedisMessageQueue(queue, url), None, config) as consumer:
         left = count

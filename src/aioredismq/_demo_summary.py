@@ -172,10 +172,14 @@ class Summary:
         if self.is_good:
             dead = f", {figures.dead} of them as dead letters" if figures.dead else ""
             return f"All {self.ordered} messages are accounted for{dead}; none is lost."
-        why = [self.trouble] if self.trouble else []
-        if self.failed_workers:
-            why.append(f"{self.failed_workers} process(es) failed")
-        return f"Not good: {'; '.join([*why, self._missing()]).rstrip('; ')}."
+        failed = (
+            f"{self.failed_workers} process(es) failed" if self.failed_workers else ""
+        )
+        missing = self._missing()
+        if not missing and failed:
+            return f"All {self.ordered} messages are accounted for, although {failed}."
+        why = "; ".join(filter(None, (self.trouble, failed, missing)))
+        return f"Not good: {why or 'see above'}."
 
     def _missing(self) -> str:
         figures = self.figures

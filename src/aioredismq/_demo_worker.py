@@ -34,6 +34,10 @@ SENT = "demo-sent"
 # Tasks of one producer that await `produce` at once. Their sends share round trips.
 _SENDERS = 128
 
+# Who watches the demo, and kills a consumer, wants to see its messages taken over: well below the
+# patience of the parent, far above what a handler here takes.
+_VISIBILITY_TIMEOUT = 3.0
+
 _STDIN = 0
 _REPORT_EVERY = 0.5
 
@@ -175,7 +179,10 @@ async def run_consumer(
             tasks.start_soon(_cancel_at_end_of_input, tasks.cancel_scope)
             tasks.start_soon(_report, latency)
             await queue.consume(
-                handle, concurrency=concurrency, failover_callback=note_dead
+                handle,
+                concurrency=concurrency,
+                failover_callback=note_dead,
+                visibility_timeout=_VISIBILITY_TIMEOUT,
             )
         write_json({"latency": latency.encode()})
 
