@@ -13,11 +13,13 @@ import shlex
 import signal
 import sys
 from dataclasses import fields
+from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
+import aioredismq
 from aioredismq import (
     Connection,
     ConsumerConfig,
@@ -33,7 +35,6 @@ from tests.support import eventually
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
     from tests.pages import Block, Section
 
@@ -117,6 +118,20 @@ def test_every_setting_has_its_line() -> None:
         if parameter.kind is parameter.KEYWORD_ONLY
     ]
     assert told == settings
+
+
+def test_the_permissions_are_those_the_scripts_need() -> None:
+    """What the page grants and what is called in a script: nothing is missing."""
+    page = (ROOT / "docs" / "running_in_production.md").read_text()
+    scripts = Path(inspect.getfile(aioredismq)).parent.glob("lua/*.lua")
+    called = {
+        name.lower()
+        for script in scripts
+        for name in re.findall(r"redis\.p?call\(\s*'(\w+)'", script.read_text())
+    }
+
+    assert called
+    assert called <= set(re.findall(r"\+(\w+)", page))
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
