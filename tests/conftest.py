@@ -44,6 +44,25 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         default="all",
         help="the event loop to run on (default: all)",
     )
+    group.addoption(
+        "--long",
+        action="store_true",
+        help="run the fault tests that take long, too: `nox -s chaos`",
+    )
+    group.addoption(
+        "--seeds",
+        type=int,
+        default=1,
+        metavar="N",
+        help="how many seeds the fault tests run with (default: 1)",
+    )
+    group.addoption(
+        "--soak",
+        type=float,
+        default=15.0,
+        metavar="SECONDS",
+        help="how long the soak goes on (default: %(default)g)",
+    )
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -60,6 +79,17 @@ def pytest_configure(config: pytest.Config) -> None:
         raise pytest.UsageError(str(error)) from None
 
 
+def pytest_collection_modifyitems(
+    config: pytest.Config, items: list[pytest.Item]
+) -> None:
+    """Leave out what takes long, unless it is asked for."""
+    if config.getoption("--long"):
+        return
+    long = [item for item in items if item.get_closest_marker("long")]
+    config.hook.pytest_deselected(items=long)
+    items[:] = [item for item in items if item not in long]
+
+
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """Run what needs a server on each chosen one, and what is async on each loop."""
     if "server_path" in metafunc.fixturenames:
@@ -67,6 +97,9 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         metafunc.parametrize(
             "server_path", chosen.values(), ids=chosen, indirect=True, scope="session"
         )
+    if "seed" in metafunc.fixturenames:
+        seeds = range(1, metafunc.config.getoption("--seeds") + 1)
+        metafunc.parametrize("seed", seeds, ids=[f"seed{seed}" for seed in seeds])
     if "anyio_backend" in metafunc.fixturenames:
         asked = metafunc.config.getoption("--loop")
         if asked == "all" and metafunc.definition.get_closest_marker("one_loop"):
