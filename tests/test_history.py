@@ -193,6 +193,19 @@ def test_an_id_that_is_no_text_is_shown_with_backslashes() -> None:
     assert message_id(entry) == message_id(again) == r"\xff"
 
 
+def test_an_entry_that_is_too_wide_is_cut() -> None:
+    """No script could pass it on; its body stays, wherever it stands, and what is ours."""
+    wide = [part for at in range(9000) for part in (b"%d" % at, b"x")]
+    entry = in_lane([*wide, b"body", b"1", b"body", b"2"])
+
+    fields = put_aside(entry, 1, "group", FAILURE)
+
+    assert len(fields) < 5000
+    assert fields[:4000] == wide[:4000]
+    assert fields[4000:4002] == [b"body", b"1"]
+    assert ours(fields)[b"mq-reason"] == b"rejected"
+
+
 @given(fields=st.lists(st.binary(max_size=8), max_size=7))
 def test_no_entry_is_beyond_reading(fields: list[bytes]) -> None:
     """Whatever it holds, a name without a value too."""

@@ -19,6 +19,10 @@ _REASON = b"mq-reason"
 _ERROR_TYPE = b"mq-error-type"
 _TRACEBACK = b"mq-traceback"
 
+# A script can pass on some 8000 words at once, and would break after it has acknowledged. Only
+# entries that others have written are wider (ours have 1000 headers at most): the rest is left out.
+_MOST_WORDS = 4000
+
 
 def message_id(entry: Entry) -> str:
     """The id `produce` returned: the one an entry carries, if it has moved since."""
@@ -70,8 +74,11 @@ def put_aside(entry: Entry, attempt: int, group: str, failure: Failure) -> list[
 def _with(entry: Entry, attempt: int, *more: tuple[bytes, bytes]) -> list[bytes]:
     fields: list[bytes] = []
     for at in range(0, len(entry.fields) - 1, 2):
-        if not entry.fields[at].startswith(b"mq-"):
-            fields += entry.fields[at : at + 2]
+        name = entry.fields[at]
+        if not name.startswith(b"mq-") and (
+            len(fields) < _MOST_WORDS or (name == b"body" and name not in fields[::2])
+        ):
+            fields += (name, entry.fields[at + 1])
     fields += (_ID, message_id(entry).encode("utf-8", "replace"))
     fields += (_ATTEMPT, b"%d" % attempt)
     crashes = max(entry.crashes, _number(entry, _CRASHES) if entry.in_lane else 0)
