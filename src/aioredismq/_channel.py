@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import weakref
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
+from ._codec import decoder, open_envelope, open_original
 from ._connection import Connection
+from ._errors import DecodeError
 from ._keys import QueueKeys
+from ._message import Record
 from ._stream import Stream
 
 if TYPE_CHECKING:
@@ -15,6 +18,7 @@ if TYPE_CHECKING:
     import redis.asyncio as redis
 
     from ._config import QueueConfig
+    from ._message import Entry
 
 # Queues built on one ready client share one `Connection`, so that what they need is counted
 # together against its pool. A `Connection` keeps its client, so the id stays its own meanwhile.
@@ -37,6 +41,15 @@ def connection_for(
     if connection is None:
         connection = _lent[id(target)] = Connection(target)
     return connection
+
+
+class OnChannel(Protocol):
+    """What producers and consumers are made for: a queue, or its channel."""
+
+    @property
+    def channel(self) -> Channel:
+        """The queue's name, rules and connection."""
+        ...
 
 
 class Channel:
@@ -69,6 +82,18 @@ class Channel:
     def group_name(self, group: str | None) -> str:
         """Name of a group; None is the default one."""
         return group or f"{self.keys.stream}_group"
+
+    def record(self, entry: Entry) -> Record:
+        """Take a stored entry apart; a body that cannot be decoded is shown as it is."""
+        original = self.config.wire == "original"
+        envelope = (open_original if original else open_envelope)(entry.fields)
+        body: object
+        try:
+            body = decoder(None)(envelope)
+        except DecodeError:
+            body = envelope.raw
+        pairs = zip(entry.fields[::2], entry.fields[1::2], strict=False)
+        return Record(entry.id.decode(), body, envelope.headers, dict(pairs))
 
     async def open(self) -> Stream:
         """Connect and agree on the rules; `close()` undoes it.

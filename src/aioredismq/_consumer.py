@@ -23,8 +23,7 @@ if TYPE_CHECKING:
     from types import TracebackType
     from typing import Self
 
-    from ._channel import Channel
-    from ._queue import RedisMessageQueue
+    from ._channel import Channel, OnChannel
 
 logger = logging.getLogger("aioredismq")
 
@@ -52,7 +51,7 @@ class Consumer:
 
     def __init__(
         self,
-        queue: RedisMessageQueue | Channel,
+        queue: OnChannel,
         handler: Callable[..., Any] | None,
         config: ConsumerConfig | None = None,
     ) -> None:

@@ -26,8 +26,7 @@ if TYPE_CHECKING:
     from types import TracebackType
     from typing import Self
 
-    from ._channel import Channel
-    from ._queue import RedisMessageQueue
+    from ._channel import OnChannel
 
 # Batches of `produce_many` on their way at once: enough that the next one is encoded while the
 # answer of the last one comes back.
@@ -44,9 +43,7 @@ class Producer:
         config: How to gather and send.
     """
 
-    def __init__(
-        self, queue: RedisMessageQueue | Channel, config: ProducerConfig | None = None
-    ) -> None:
+    def __init__(self, queue: OnChannel, config: ProducerConfig | None = None) -> None:
         """Nothing is opened."""
         channel = self._channel = queue.channel
         self._config = config or ProducerConfig()

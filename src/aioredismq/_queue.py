@@ -10,11 +10,10 @@ from anyio import CancelScope
 from . import _running as running
 from ._address import with_port
 from ._channel import Channel, connection_for
-from ._codec import decoder, open_envelope, open_original
 from ._config import ConsumerOptions, QueueOptions, consumer_config, split_options
 from ._consumer import Consumer
 from ._dead_letters import DeadLetters
-from ._errors import ConfigurationError, DecodeError, NotInitializedError
+from ._errors import ConfigurationError, NotInitializedError
 from ._message import Entry, Record
 from ._producer import Producer
 
@@ -88,7 +87,7 @@ class RedisMessageQueue:
         self._stream: Stream | None = None
         self._dead_letters = DeadLetters(
             self._require_stream,
-            lambda row: self._record(Entry(row[0], row[1], in_lane=False)),
+            lambda row: self.channel.record(Entry(row[0], row[1], in_lane=False)),
             self._consume_dead_letters,
         )
 
@@ -340,18 +339,7 @@ class RedisMessageQueue:
             msg = f"limit must be 0 or more, got {limit!r}"
             raise ConfigurationError(msg)
         entries = await self._require_stream().records(after, limit)
-        return [self._record(entry) for entry in entries]
-
-    def _record(self, entry: Entry) -> Record:
-        original = self.channel.config.wire == "original"
-        envelope = (open_original if original else open_envelope)(entry.fields)
-        body: object
-        try:
-            body = decoder(None)(envelope)
-        except DecodeError:
-            body = envelope.raw
-        pairs = zip(entry.fields[::2], entry.fields[1::2], strict=False)
-        return Record(entry.id.decode(), body, envelope.headers, dict(pairs))
+        return [self.channel.record(entry) for entry in entries]
 
     @property
     def dead_letters(self) -> DeadLetters:
