@@ -51,6 +51,7 @@ def test_some_settings_are_ours_whatever_the_url_says() -> None:
         2.5,
     )
 
+    assert given["socket_keepalive"] is True
     assert given["protocol"] == 2
     assert given["decode_responses"] is False
     assert given["socket_timeout"] is None

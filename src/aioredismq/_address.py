@@ -18,7 +18,6 @@ _OURS: dict[str, Any] = {
     "protocol": 2,
     "decode_responses": False,
     "socket_timeout": None,  # the wire watches for itself; redis-py 8 would cut blocked reads
-    "socket_keepalive": True,
     "health_check_interval": 0,
 }
 
@@ -34,6 +33,8 @@ def arguments(url: str, connect_timeout: float) -> dict[str, Any]:
         # Without its cause, which may quote a password that was not percent-encoded.
         raise ConfigurationError(_unusable(url, str(error))) from None
     given.pop("max_connections", None)
+    if "path" not in given:
+        given["socket_keepalive"] = True
     return {
         **given,
         **_OURS,

@@ -13,13 +13,17 @@ from urllib.parse import parse_qsl, unquote, urlencode, urlsplit
 
 import redis.asyncio as redis
 from redis.asyncio.cluster import ClusterNode
-from redis.asyncio.retry import Retry
-from redis.asyncio.sentinel import Sentinel
-from redis.backoff import NoBackoff
 from redis.exceptions import NoPermissionError
 
 from ._address import arguments, host_and_port, shown, without_password
-from ._errors import ConfigurationError, ConnectionLostError
+from ._errors import (
+    AuthenticationError,
+    ConfigurationError,
+    ConnectionLostError,
+    MessageQueueError,
+    PermissionDeniedError,
+    ServerError,
+)
 from ._opening import connected, disconnect, new_connection, refresh, translated
 
 if TYPE_CHECKING:
@@ -117,9 +121,9 @@ class OwnServer:
 class OwnSentinel:
     """The master of a service, asked of the sentinels at each connect.
 
-    URL: `redis+sentinel://[user:password@]host:port[,host:port…]/service[/db]`; user and password
-    are the servers', those of the sentinels are query options `sentinel_username` and
-    `sentinel_password`.
+    URL: `redis+sentinel://[user:password@]host:port[,host:port…]/service[/db]`; user, password
+    and options are the servers', those of the sentinels are the options `sentinel_username` and
+    `sentinel_password`. `rediss+sentinel://`: both speak TLS.
     """
 
     own_use = 0
@@ -130,53 +134,92 @@ class OwnSentinel:
         self.max_connections = max_connections
         parts = urlsplit(url)
         credentials, _, hosts = parts.netloc.rpartition("@")
-        service, _, database = parts.path.strip("/").partition("/")
-        options = dict(parse_qsl(parts.query, keep_blank_values=True))
-        access = {
-            name: options.pop(f"sentinel_{name}")
-            for name in ("username", "password")
-            if f"sentinel_{name}" in options
-        }
-        if not service or not hosts:
+        self.service, _, database = parts.path.strip("/").partition("/")
+        if not self.service or not hosts:
             msg = (
                 "a Sentinel URL must be redis+sentinel://host:port[,host:port]/service[/db], "
                 f"got {without_password(url)!r}"
             )
             raise ConfigurationError(msg)
-        self.service = service
-        user, _, password = credentials.partition(":")
+        self.addresses = [host_and_port(host, 26379) for host in hosts.split(",")]
+        options = dict(parse_qsl(parts.query, keep_blank_values=True))
         scheme = "rediss" if parts.scheme.startswith("rediss") else "redis"
-        plain = f"{scheme}://localhost/{database}?{urlencode(options)}"
-        self._server = arguments(plain, connect_timeout)
+        self._sentinel = arguments(f"{scheme}://localhost", connect_timeout)
+        for name in ("username", "password"):
+            if f"sentinel_{name}" in options:
+                self._sentinel[name] = options.pop(f"sentinel_{name}")
+        user, _, password = credentials.partition(":")
+        self._server = arguments(
+            f"{scheme}://localhost/{database}?{urlencode(options)}", connect_timeout
+        )
         new_connection(self._server)  # refuses an option it does not know
         if user:
             self._server["username"] = unquote(user)
         if password:
             self._server["password"] = unquote(password)
-        self.addresses = [host_and_port(host, 26379) for host in hosts.split(",")]
-        self._sentinel_arguments = {
-            "socket_timeout": connect_timeout,
-            "socket_connect_timeout": connect_timeout,
-            "protocol": 2,
-            "retry": Retry(NoBackoff(), 0),  # the next sentinel is asked instead
-            **access,
-        }
 
     async def open(self, key: str) -> AbstractConnection:
-        """Ask for the master and open a connection to it."""
+        """Ask one sentinel after the other until one leads to a master."""
         del key
-        sentinel = Sentinel(  # type: ignore[no-untyped-call]  # redis-py has no types here
-            self.addresses, sentinel_kwargs=self._sentinel_arguments
+        failures: list[MessageQueueError] = []
+        for address in list(self.addresses):
+            try:
+                connection = await self._open_by(*address)
+            except ServerError as error:
+                failures.append(error)
+            else:
+                # The one that knew is asked first from now on.
+                self.addresses.remove(address)
+                self.addresses.insert(0, address)
+                return connection
+        reasons = "; ".join(str(error) for error in failures)
+        msg = f"no sentinel leads to the master of {self.service!r}: {reasons}"
+        refused = any(isinstance(error, AuthenticationError) for error in failures)
+        raise (AuthenticationError if refused else ConnectionLostError)(msg)
+
+    async def _open_by(self, host: str, port: int) -> AbstractConnection:
+        asked = f"sentinel {host}:{port}"
+        sentinel = await connected(
+            {**self._sentinel, "host": host, "port": port}, asked
         )
         try:
-            host, port = await sentinel.discover_master(self.service)
-        except Exception as error:
-            raise translated(error, str(self)) from error
+            place = await self._ask(
+                sentinel, asked, "SENTINEL", "GET-MASTER-ADDR-BY-NAME", self.service
+            )
         finally:
-            for client in sentinel.sentinels:
-                await client.aclose()
-        server = {**self._server, "host": host, "port": port}
-        return await connected(server, f"{host}:{port}")
+            await disconnect(sentinel)
+        if place is None:
+            msg = f"{asked} knows no service {self.service!r}"
+            raise ConnectionLostError(msg)
+        name = f"{place[0].decode()}:{place[1].decode()}"
+        server = {**self._server, "host": place[0].decode(), "port": int(place[1])}
+        connection = await connected(server, name)
+        try:
+            is_master = await self._is_master(connection, name)
+        except BaseException:
+            await disconnect(connection)
+            raise
+        if not is_master:
+            await disconnect(connection)
+            msg = f"{asked} names {name}, which is no master now"
+            raise ConnectionLostError(msg)
+        return connection
+
+    async def _is_master(self, connection: AbstractConnection, name: str) -> bool:
+        """Ask the server itself: a sentinel may not have heard yet."""
+        try:
+            role = await self._ask(connection, name, "ROLE")
+        except PermissionDeniedError:
+            return True
+        return bool(role[0] == b"master")
+
+    async def _ask(self, connection: AbstractConnection, name: str, *words: str) -> Any:
+        try:
+            async with asyncio.timeout(self._server["socket_connect_timeout"]):
+                await connection.send_command(*words)
+                return await connection.read_response()
+        except Exception as error:
+            raise translated(error, name) from error
 
     async def give_up(self, connection: AbstractConnection) -> None:
         """Close it."""
