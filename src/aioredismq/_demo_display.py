@@ -52,8 +52,9 @@ class Snapshot:
             "handled": f"{self.figures.handled}",
             "in flight": f"{self.figures.waiting}",
             "rate": f"{self.rate:.0f}/s",
-            "latency": words_of_latency(self.latency),
         }
+        if self.latency is not None:
+            cells["latency"] = words_of_latency(self.latency)
         for name, count in (
             ("dead letters", self.figures.dead),
             ("duplicates", self.figures.duplicates),
@@ -137,7 +138,7 @@ def choose_display() -> Display:
 def words_of_latency(latency: Mapping[str, float] | None) -> str:
     """Say percentiles in words."""
     if latency is None:
-        return "not measured yet" if can_measure() else f"not measured ({_EXTRA})"
+        return "not measured" if can_measure() else f"not measured ({_EXTRA})"
     return "  ".join(f"{name} {_duration(value)}" for name, value in latency.items())
 
 
