@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import asynccontextmanager, suppress
+from copy import copy
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -49,7 +50,9 @@ class Handled:
             if self.gate is not None:
                 await self.gate.wait()
             if self._error is not None:
-                raise self._error
+                raise copy(
+                    self._error
+                )  # one raised again would keep all its tracebacks
         finally:
             self.running -= 1
 
@@ -70,7 +73,7 @@ class Messages:
         """Handle one message."""
         self.seen.append(message)
         if self._error is not None:
-            raise self._error
+            raise copy(self._error)
 
     async def until(self, count: int, limit: float = 5.0) -> None:
         """Wait until it was called so many times."""
