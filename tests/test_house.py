@@ -70,6 +70,16 @@ def test_no_traceback_shows_a_private_room(door: ModuleType) -> None:
     assert not elsewhere
 
 
+@pytest.mark.parametrize("door", DOORS, ids=lambda door: door.__name__)
+def test_what_is_public_is_used_as_a_type_checker_sees_it(door: ModuleType) -> None:
+    """A changed signature shows in `tests/typing/api.py` before it shows at a user's."""
+    tree = ast.parse((ROOT / "tests" / "typing" / "api.py").read_text())
+    used = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}
+    used |= {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
+
+    assert not set(door.__all__) - used
+
+
 def own_members(owner: type) -> Iterator[tuple[str, object]]:
     """List the public methods and properties a class defines itself."""
     for name, value in vars(owner).items():
