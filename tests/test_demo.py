@@ -290,7 +290,11 @@ class _Demo:
         return self
 
     def __exit__(self, *failure: object) -> None:
-        """End it, if the test did not."""
+        """End it and its processes, a stopped one too, if the test did not."""
+        if self.process.poll() is None:
+            for pid in self.workers():
+                with suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
         self.process.kill()
         self.process.wait()
         for pipe in (self.process.stdin, self.process.stdout, self.process.stderr):
