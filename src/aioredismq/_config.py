@@ -36,8 +36,8 @@ def _above_zero(config: object, name: str) -> None:
         raise ConfigurationError(msg)
 
 
-def _one_of(config: object, name: str, allowed: tuple[str, ...]) -> None:
-    """Refuse a word outside the list."""
+def _one_of(config: object, name: str, allowed: tuple[object, ...]) -> None:
+    """Refuse a value outside the list."""
     value = getattr(config, name)
     if value not in allowed:
         words = " or ".join(repr(word) for word in allowed)
@@ -206,6 +206,7 @@ class ConsumerConfig:
         _callable_or_none(self, "failover_callback")
         _at_least(self, "shutdown_timeout", 0)
         _one_of(self, "expired", ("dead", "drop"))
+        _one_of(self, "failover", (True, False))  # the text "false" would be true
         _one_of(self, "start", ("earliest", "latest"))
         _at_least(self, "max_read_ahead", 0, kind=int)
         _at_least(self, "max_read_ahead_bytes", 1, kind=int)
