@@ -200,10 +200,6 @@ CALLABLE = "must be a callable or None"
         (ConsumerConfig, "start", "now", "must be 'earliest' or 'latest'"),
         (ConsumerConfig, "max_read_ahead", 0, ""),
         (ConsumerConfig, "max_read_ahead", -1, "must be a whole number, at least 0"),
-        (ConsumerConfig, "expired", "drop", ""),
-        (ConsumerConfig, "expired", "retry", "must be 'dead' or 'drop'"),
-        (ConsumerConfig, "dead_letter_retention", 86400.0, ""),
-        (ConsumerConfig, "dead_letter_retention", 0, "must be more than 0 seconds"),
         (ConsumerConfig, "max_read_ahead_bytes", 1, ""),
         (
             ConsumerConfig,
