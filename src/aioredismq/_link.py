@@ -26,6 +26,10 @@ logger = logging.getLogger("aioredismq")
 # Long enough not to burden a server that is starting, short enough to be back within 2 s of it.
 _FIRST_PAUSE = 0.05
 _LONGEST_PAUSE = 1.0
+# A connection that held so long was a good one: the next loss is a new outage. Before that it
+# goes on with the old one, or a server that takes everyone in and throws them out would be asked
+# without a pause.
+_STEADY = 5.0
 
 # The server we talk to is not (or no longer) the one for this key: ask again where it is.
 _ELSEWHERE = frozenset({"MOVED", "ASK", "READONLY", "UNBLOCKED"})
@@ -98,10 +102,14 @@ class Link:
 
     async def keep(self) -> None:
         """Open the wire again whenever it is lost, until cancelled."""
+        loop = asyncio.get_running_loop()
+        following = pauses()
         while True:
+            since = loop.time()
             await self._down.wait()
-            following = pauses()
-            logger.warning("lost the connection to Redis: %s", self._failure)
+            if loop.time() - since > _STEADY:
+                following = pauses()
+            logger.warning("%s; connecting again", self._failure)
             while not self.is_up:
                 await asyncio.sleep(following())
                 try:
@@ -206,6 +214,9 @@ class Link:
 
     def _adopt(self, wire: Wire) -> None:
         self._wire = wire
+        if wire.is_lost:
+            self._lost()
+            return
         self._failure = None
         self._down.clear()
         self._up.set()
@@ -213,7 +224,8 @@ class Link:
             callback()
 
     def _lost(self) -> None:
-        self._wire = None
-        self._failure = ConnectionLostError("the connection was lost")
+        wire, self._wire = self._wire, None
+        if wire is not None:
+            self._failure = wire.error
         self._up.clear()
         self._down.set()

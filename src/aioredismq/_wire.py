@@ -91,6 +91,11 @@ class Wire(asyncio.Protocol):
         return self._error is not None
 
     @property
+    def error(self) -> ConnectionLostError | None:
+        """Why the connection has ended; None while it has not."""
+        return self._error
+
+    @property
     def outstanding(self) -> int:
         """Replies that have not arrived."""
         return len(self._waiting)
