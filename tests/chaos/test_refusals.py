@@ -1,0 +1,465 @@
+"""Servers that refuse: full, read-only, without replicas, loading, or for good."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+import re
+from contextlib import asynccontextmanager, suppress
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from anyio.to_thread import run_sync
+from redis.asyncio import Redis
+from redis.exceptions import RedisError
+
+from aioredismq import (
+    AuthenticationError,
+    Connection,
+    Consumer,
+    ConsumerConfig,
+    ExponentialBackoff,
+    MessageQueueError,
+    PermissionDeniedError,
+    RedisMessageQueue,
+    ServerFullError,
+    WrongKeyTypeError,
+)
+from aioredismq.testing import FaultyLine, RedisServer
+from tests.chaos.load import CONFIG, VISIBILITY, under_load
+from tests.looking import NOTHING, Handled, left
+from tests.sending import stored
+from tests.support import eventually
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable, Iterator
+    from contextlib import AbstractAsyncContextManager
+    from pathlib import Path
+    from typing import TypeAlias
+
+    Refusal: TypeAlias = Callable[
+        [RedisServer, Redis], AbstractAsyncContextManager[None]
+    ]
+
+pytestmark = [pytest.mark.one_loop, pytest.mark.timeout(60)]
+
+
+@pytest.fixture
+def saving_server(server_path: Path | None) -> Iterator[RedisServer]:
+    """A server for one test, which takes no writes once it could not save."""
+    with RedisServer(server_path, args=("--save", "3600 1000000")) as server:
+        yield server
+
+
+@asynccontextmanager
+async def full_memory(server: RedisServer, client: Redis) -> AsyncIterator[None]:
+    """OOM."""
+    await client.config_set("maxmemory", 1)
+    yield
+    await client.config_set("maxmemory", 0)
+
+
+@asynccontextmanager
+async def too_few_replicas(server: RedisServer, client: Redis) -> AsyncIterator[None]:
+    """NOREPLICAS: reads of a group are writes, too."""
+    await client.config_set("min-replicas-to-write", 1)
+    yield
+    await client.config_set("min-replicas-to-write", 0)
+
+
+@asynccontextmanager
+async def read_only(server: RedisServer, client: Redis) -> AsyncIterator[None]:
+    """READONLY: the server follows another, as after a failover."""
+    await client.replicaof("127.0.0.1", 1)
+    yield
+    await client.replicaof("NO", "ONE")
+
+
+@asynccontextmanager
+async def failing_disk(server: RedisServer, client: Redis) -> AsyncIterator[None]:
+    """MISCONF: the last save has failed."""
+    in_its_place = server.directory / "dump.rdb"
+    in_its_place.unlink(missing_ok=True)
+    in_its_place.mkdir()
+    await _save(client, "err")
+    yield
+    in_its_place.rmdir()
+    await _save(client, "ok")
+
+
+async def _save(client: Redis, expected: str) -> None:
+    await client.bgsave()
+
+    async def is_so() -> bool:
+        about = await client.info("persistence")
+        return bool(about["rdb_last_bgsave_status"] == expected)
+
+    await eventually(is_so)
+
+
+REFUSALS = {
+    "OOM": full_memory,
+    "NOREPLICAS": too_few_replicas,
+    "READONLY": read_only,
+    "MISCONF": failing_disk,
+}
+
+
+def each(*briefly: str) -> list[Any]:
+    """Give every refusal to a test, always those named, and the others when there is time."""
+    return [
+        pytest.param(
+            refusal, id=code, marks=[] if code in briefly else pytest.mark.long
+        )
+        for code, refusal in REFUSALS.items()
+    ]
+
+
+# Work goes on.
+
+
+@pytest.mark.parametrize("refusal", each("OOM", "READONLY"))
+async def test_what_is_refused_is_neither_lost_nor_done_twice(
+    saving_server: RedisServer, name: str, refusal: Refusal, seed: int
+) -> None:
+    """For longer than a lease lasts: sends wait or raise, acknowledgements are kept."""
+    async with (
+        Redis.from_url(saving_server.url) as client,
+        under_load(saving_server.url, name, seed=seed) as load,
+    ):
+        for length in (0.1, 1.5 * VISIBILITY):
+            async with refusal(saving_server, client):
+                await asyncio.sleep(length)
+            await load.flows(40, limit=2)
+
+    assert not load.ledger.lost
+    assert not load.ledger.unwanted
+    assert load.ledger.duplicates == 0
+    async with Redis.from_url(saving_server.url) as client:
+        assert await left(client, name) == NOTHING
+
+
+async def test_a_loading_server_is_waited_for(
+    server_path: Path | None, name: str, seed: int
+) -> None:
+    """Killed, and slow to read what it had written: it answers, but only that it loads."""
+    slow = ("--key-load-delay", "100")  # microseconds; each 1024 it looks for clients
+    with RedisServer(
+        server_path, persistence=True, args=("--appendfsync", "always", *slow)
+    ) as server:
+        async with Redis.from_url(server.url) as client:
+            async with client.pipeline(transaction=False) as pipe:
+                for _ in range(12_000):
+                    pipe.incr("ballast")
+                await pipe.execute()
+            async with under_load(server.url, name, seed=seed) as load:
+                await run_sync(server.kill)
+                await run_sync(server.start)
+                about = await run_sync(server.command, "INFO", "persistence")
+                assert "loading:1" in str(about)
+                await load.flows(40, limit=10)
+
+        assert not load.ledger.lost
+        assert not load.ledger.unwanted
+        assert load.ledger.duplicates == 0
+
+
+@pytest.mark.parametrize("refusal", each(*REFUSALS))
+async def test_what_was_handled_meanwhile_is_acknowledged_later(
+    saving_server: RedisServer, name: str, refusal: Refusal
+) -> None:
+    """Also what failed: its retry comes then. Nothing that runs is cancelled."""
+    failures = 0
+
+    async def handle(body: int) -> None:
+        nonlocal failures
+        if body == 0 and failures == 0:
+            failures += 1
+            await handled(body)
+            raise LookupError
+        await handled(body)
+
+    handled = Handled()
+    handled.gate = asyncio.Event()
+    connection = Connection(saving_server.url, reply_timeout=1)
+    async with (
+        Redis.from_url(saving_server.url) as client,
+        RedisMessageQueue(name, connection) as queue,
+        Consumer(queue, handle, CONFIG) as consumer,
+    ):
+        await queue.produce_many(range(4))
+        await handled.until(4)
+
+        async with refusal(saving_server, client):
+            handled.gate.set()
+            await eventually(lambda: handled.running == 0)
+            await asyncio.sleep(0.5)
+        await handled.until(5, limit=2)
+        await eventually(lambda: consumer.held == 0)
+
+        assert sorted(handled.bodies) == [0, 0, 1, 2, 3]
+    async with Redis.from_url(saving_server.url) as client:
+        assert await left(client, name) == NOTHING
+
+
+# Batches.
+
+
+@pytest.mark.parametrize("position", range(6))
+async def test_a_refusal_at_any_position_of_a_run_of_batches(
+    own_server: RedisServer, name: str, position: int
+) -> None:
+    """Its messages are not stored, the others are; sent anew, each is stored once."""
+    async with (
+        Redis.from_url(own_server.url) as client,
+        RedisMessageQueue(name, own_server.url, max_batch=3) as queue,
+    ):
+        refused: list[int] = []
+        for number in range(6):
+            if number == position:
+                await client.config_set("maxmemory", 1)
+            sends = [queue.produce(3 * number + at) for at in range(3)]
+            for at, answer in enumerate(
+                await asyncio.gather(*sends, return_exceptions=True)
+            ):
+                if isinstance(answer, Exception):
+                    assert isinstance(answer, ServerFullError)
+                    refused.append(3 * number + at)
+            await client.config_set("maxmemory", 0)
+
+        assert refused == [3 * position, 3 * position + 1, 3 * position + 2]
+        await queue.produce_many(refused)
+        bodies = (await stored(client, name)).values()
+        assert sorted(map(int, bodies)) == list(range(18))
+
+
+async def test_refusals_in_the_midst_of_many_sends(
+    own_server: RedisServer, name: str, seed: int
+) -> None:
+    """Memory is full and free again, over and over, while hundreds of sends are under way."""
+    chance = random.Random(seed)
+    async with (
+        Redis.from_url(own_server.url) as client,
+        RedisMessageQueue(name, own_server.url, max_batch=4) as queue,
+    ):
+        over = False
+
+        async def fill_and_free() -> None:
+            while not over:
+                for maxmemory in (1, 0):
+                    await client.config_set("maxmemory", maxmemory)
+                    await asyncio.sleep(chance.random() * 0.004)
+            await client.config_set("maxmemory", 0)
+
+        refusals = 0
+
+        async def send(body: int) -> None:
+            nonlocal refusals
+            await asyncio.sleep(chance.random() * 0.3)
+            while True:
+                try:
+                    await queue.produce(body)
+                except ServerFullError:
+                    refusals += 1
+                    await asyncio.sleep(chance.random() * 0.01)
+                else:
+                    return
+
+        filling = asyncio.ensure_future(fill_and_free())
+        await asyncio.gather(*[send(body) for body in range(600)])
+        over = True
+        await filling
+
+        assert refusals > 20
+        bodies = (await stored(client, name)).values()
+        assert sorted(map(int, bodies)) == list(range(600))
+
+
+# Without haste.
+
+
+class Counting(logging.Handler):
+    """Counts what is logged for people: warnings and above."""
+
+    def __init__(self) -> None:
+        """Nothing yet."""
+        super().__init__(logging.WARNING)
+        self.lines: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Count one."""
+        self.lines.append(record.getMessage())
+
+
+@pytest.fixture
+def logged() -> Iterator[list[str]]:
+    """What this package warns about."""
+    handler = Counting()
+    logger = logging.getLogger("aioredismq")
+    logger.addHandler(handler)
+    yield handler.lines
+    logger.removeHandler(handler)
+
+
+@asynccontextmanager
+async def held_up(url: str, name: str) -> AsyncIterator[asyncio.Event]:
+    """Consume with everything to say: successes, retries and dead letters wait for a gate."""
+    handled = Handled()
+    handled.gate = asyncio.Event()
+
+    async def handle(body: int) -> None:
+        await handled(body)
+        if body % 3:
+            raise LookupError
+
+    config = ConsumerConfig(
+        concurrency=30,
+        visibility_timeout=VISIBILITY,
+        retry=ExponentialBackoff(initial=0),
+        max_attempts=1,
+    )
+    queue = RedisMessageQueue(name, Connection(url, reply_timeout=1), produce_timeout=3)
+    async with queue, Consumer(queue, handle, config) as consumer:
+        await queue.produce_many(range(30))
+        await handled.until(30)
+        yield handled.gate
+        await eventually(lambda: consumer.held == 0, 3)
+
+
+@pytest.mark.parametrize("refusal", each("READONLY", "MISCONF"))
+async def test_a_refusing_server_is_not_pestered(
+    saving_server: RedisServer, name: str, refusal: Refusal, logged: list[str]
+) -> None:
+    """Commands and lines of log a second are bounded, however much is waiting to be said."""
+    async with (
+        Redis.from_url(saving_server.url) as client,
+        held_up(saving_server.url, name) as gate,
+    ):
+        async with refusal(saving_server, client):
+            gate.set()
+            await asyncio.sleep(0.3)
+            del logged[:]  # each failed message has said so
+            before = await _commands(client)
+            await asyncio.sleep(1.5)
+            commands = await _commands(client) - before
+            lines = len(logged)
+
+        assert commands / 1.5 < 40
+        assert lines / 1.5 < 4
+
+
+async def _commands(client: Redis) -> int:
+    """Count what clients have sent; what scripts call in turn is not counted."""
+    stats = await client.info("commandstats")
+    return sum(
+        about["calls"] + about.get("rejected_calls", 0)
+        for name, about in stats.items()
+        if re.match(r"cmdstat_(eval|client|hello|xreadgroup|auth|select)", name)
+    )
+
+
+@pytest.mark.parametrize(
+    "fault", ["cut", pytest.param("black_hole", marks=pytest.mark.long)]
+)
+async def test_an_unreachable_server_is_not_pestered(
+    url: str, name: str, fault: str, logged: list[str]
+) -> None:
+    """Neither by connections nor in the log, and with a producer that goes on sending."""
+    async with FaultyLine(url) as line, held_up(line.url, name) as gate:
+        getattr(line, fault)()
+        gate.set()
+        await asyncio.sleep(0.3)
+        del logged[:]
+        before = line.attempts
+        await asyncio.sleep(2)
+        attempts, lines = line.attempts - before, len(logged)
+        line.heal()
+
+    assert attempts / 2 < 15
+    assert lines / 2 < 4
+
+
+# For good.
+
+
+async def _change_password(client: Redis, name: str) -> None:
+    await client.config_set("requirepass", "another")
+    await client.execute_command("AUTH", "another")
+    await client.client_kill_filter(_type="normal", skipme=True)
+
+
+async def _revoke_reading(client: Redis, name: str) -> None:
+    await client.execute_command("ACL", "SETUSER", "worker", "-xreadgroup")
+
+
+async def _revoke_scripts(client: Redis, name: str) -> None:
+    await client.execute_command("ACL", "SETUSER", "worker", "-evalsha")
+
+
+async def _put_something_else_there(client: Redis, name: str) -> None:
+    await client.delete(name)
+    await client.set(name, "something else")
+
+
+FATAL: list[Any] = [
+    pytest.param(_change_password, AuthenticationError, id="password"),
+    pytest.param(_revoke_reading, PermissionDeniedError, id="reading"),
+    pytest.param(_revoke_scripts, PermissionDeniedError, id="scripts"),
+    pytest.param(_put_something_else_there, WrongKeyTypeError, id="type"),
+]
+
+
+@asynccontextmanager
+async def as_a_worker(
+    server_path: Path | None, name: str
+) -> AsyncIterator[tuple[Redis, str]]:
+    """A server with a password, a client that may do everything, and a worker's own URL."""
+    with RedisServer(server_path, password="first") as server:  # noqa: S106 -- a test's
+        async with Redis.from_url(server.url, single_connection_client=True) as client:
+            await client.execute_command(
+                "ACL", "SETUSER", "worker", "on", ">secret", "~*", "&*", "+@all"
+            )
+            yield client, server.url
+
+
+@pytest.mark.parametrize(
+    "way", ["run", "consuming", pytest.param("consume", marks=pytest.mark.long)]
+)
+@pytest.mark.parametrize(("deed", "error"), FATAL)
+async def test_what_does_not_pass_by_itself_ends_consumers_with_the_reason(
+    server_path: Path | None,
+    name: str,
+    way: str,
+    deed: Callable[[Redis, str], Any],
+    error: type[MessageQueueError],
+) -> None:
+    """A supervisor sees it, and a probe: nobody is deaf in silence."""
+    handled = Handled()
+    async with as_a_worker(server_path, name) as (client, url):
+        if error is PermissionDeniedError:
+            url = url.replace(":first@", "worker:secret@")
+        queue = RedisMessageQueue(name, Connection(url, reply_timeout=1))
+        queue.handler(visibility_timeout=VISIBILITY, shutdown_timeout=1)(handled)
+
+        async def be_consuming() -> None:
+            async with queue.consuming():
+                await eventually(lambda: "has ended" in str(queue.health()), 10)
+
+        async def consume() -> None:
+            async with queue:
+                await queue.consume(handled, visibility_timeout=VISIBILITY)
+
+        work = {"run": queue.run, "consuming": be_consuming, "consume": consume}[way]
+        working = asyncio.ensure_future(work())
+        async with RedisMessageQueue(name, url, produce_timeout=0.5) as producing:
+            await producing.produce(1)
+            await handled.until(1)
+            await deed(client, name)
+            with suppress(MessageQueueError):
+                await producing.produce(2)
+
+            with pytest.raises(error):
+                await asyncio.wait_for(working, 12)
+        with suppress(RedisError):
+            await client.acl_setuser("worker", enabled=True, commands=["+@all"])
