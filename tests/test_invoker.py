@@ -361,23 +361,36 @@ async def test_reading_a_broken_body_late_is_a_failure_to_decode() -> None:
     assert failed(await outcome_of(handler, entry(b"{")))[0] == "decode"
 
 
+@pytest.mark.parametrize(
+    ("error", "attempts", "told", "with_traceback"),
+    [
+        (ValueError("no"), 2, "will be tried again: no", False),
+        (ValueError("no"), 1, "for good: no", True),
+        (RejectMessage("no"), 1, "for good: no", False),
+    ],
+    ids=["first", "last", "rejected"],
+)
 async def test_a_failure_is_logged_with_what_becomes_of_it(
     caplog: pytest.LogCaptureFixture,
+    error: Exception,
+    attempts: int,
+    told: str,
+    with_traceback: bool,
 ) -> None:
-    """Message, queue, attempt, handler, and the traceback."""
+    """Message, queue, attempt, handler and words in one line; a traceback when it was the last."""
 
     async def handler(body: object) -> None:
-        raise ValueError("no")
+        raise error
 
-    await outcome_of(handler)
+    await outcome_of(handler, config=ConsumerConfig(max_attempts=attempts))
 
     [record] = caplog.records
     assert record.levelno == logging.WARNING
-    assert record.exc_info is not None
+    assert (record.exc_info is not None) is with_traceback
     text = record.getMessage()
     assert "message 1-0 of orders failed in attempt 1" in text
     assert "handler" in text
-    assert "will be tried again" in text
+    assert told in text
 
 
 # What comes too late.

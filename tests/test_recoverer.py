@@ -58,6 +58,7 @@ class Recovering:
             Member(stream, GROUP, ONE),
             visibility_timeout=VISIBILITY,
             max_crashes=3,
+            retention=None,
             may_claim=lambda: self.may_claim,
             server_time=lambda: (
                 None if self.ahead is None else time.time() + self.ahead

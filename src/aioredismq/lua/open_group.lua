@@ -29,6 +29,7 @@ local function again(stream, group)
   return floor
 end
 
+redis.call('XLEN', KEYS[1])  -- refuses a key that is no stream before anything is written
 -- XACK passes under a full memory, and what follows a first write does: the consumers that would make
 -- room must be able to start.
 redis.pcall('XACK', KEYS[1], ARGV[1], '0-0')
