@@ -174,6 +174,11 @@ class Consumer:
         return self._host.is_running
 
     @property
+    def has_ended(self) -> bool:
+        """Whether it was started and runs no more."""
+        return self._stop_requested is not None and not self._host.is_running
+
+    @property
     def error(self) -> BaseException | None:
         """What ended it, or is about to; None while it runs and after a drain."""
         return self._fatal

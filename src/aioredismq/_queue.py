@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar, overload
 
@@ -85,6 +86,7 @@ class RedisMessageQueue:
         """Consumers started by `consume`, `consuming` and `run`, the ended ones included until
         the next start."""
         self._stream: Stream | None = None
+        self._initializing: tuple[asyncio.AbstractEventLoop, asyncio.Lock] | None = None
         self._dead_letters = DeadLetters(
             self._require_stream,
             lambda row: self.channel.record(Entry(row[0], row[1], in_lane=False)),
@@ -137,15 +139,24 @@ class RedisMessageQueue:
         if self._stream is not None:
             self.channel.connection.check()
             return
+        loop = asyncio.get_running_loop()
+        if self._initializing is None or self._initializing[0] is not loop:
+            self._initializing = (loop, asyncio.Lock())
+        async with self._initializing[1]:
+            if self._stream is None:
+                self._stream = await self._open()
+
+    async def _open(self) -> Stream:
         stream = await self.channel.open()
         try:
             for group, latest in self._groups_to_make().items():
                 await stream.open_group(group, latest=latest, rules=self.channel.rules)
             await self._producer.open()
         except BaseException:
-            await self.channel.close()
+            with CancelScope(shield=True):
+                await self.channel.close()
             raise
-        self._stream = stream
+        return stream
 
     def _groups_to_make(self) -> dict[str, bool]:
         named = self.channel.config.groups
@@ -161,18 +172,20 @@ class RedisMessageQueue:
         """Drain what still consumes, wait for what was sent, and disconnect.
 
         Closing a queue that is not open changes nothing.
+
+        Cancellation: hurries the drain, waits no longer for what was sent, and disconnects.
         """
         if self._stream is None:
             return
         self._stream = None
-        with CancelScope(shield=True):
-            for consumer in self.consumers:
-                await consumer.stop()
         try:
-            await self._producer.close()
+            await running.Crew(self.consumers).stop()
         finally:
-            with CancelScope(shield=True):
-                await self.channel.close()
+            try:
+                await self._producer.close()
+            finally:
+                with CancelScope(shield=True):
+                    await self.channel.close()
 
     # -- produce -------------------------------------------------------------------------------
 
@@ -318,7 +331,7 @@ class RedisMessageQueue:
 
     def _remember(self, consumers: list[Consumer]) -> None:
         self.consumers = [
-            item for item in self.consumers if item.is_running
+            item for item in self.consumers if not item.has_ended
         ] + consumers
 
     # -- looking in ----------------------------------------------------------------------------

@@ -115,6 +115,7 @@ async def run(*queues: RedisMessageQueue) -> None:
     async with _started(queues) as crew, create_task_group() as tasks:
         tasks.start_soon(_obey_signals, crew)
         await crew.wait()
+        await crew.stop()  # the others; a second signal is still heard meanwhile
         tasks.cancel_scope.cancel()
 
 
