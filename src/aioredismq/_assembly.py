@@ -117,7 +117,7 @@ class Assembly:
         self._promoter = Promoter(
             member,
             room=self._dispatcher.room,
-            wait_for_room=self._dispatcher.wait_for_room,
+            wait_for_room=self._wait_for_room,
             deliver=self._deliver_from_lane,
             held=lambda entry_id: self.held.has(entry_id, in_lane=True),
             set_clock=self._clock.set,
@@ -128,7 +128,7 @@ class Assembly:
                 stream.keys.stream, longest_block=LONGEST_BLOCK
             ),
             room=self._dispatcher.room,
-            wait_for_room=self._wait_for_room,
+            wait_for_room=self._wait_for_room_after_lane,
             deliver=self._deliver,
             held=lambda entry_id: self.held.has(entry_id, in_lane=False),
             mend=self._mend,
@@ -255,8 +255,13 @@ class Assembly:
         self._invoker.lease_lost(entry_id, in_lane)
 
     async def _wait_for_room(self) -> None:
-        """The lane goes before the stream, or a full stream would starve it."""
+        if not self._dispatcher.is_closed:
+            await self._reporter.keeps_up()
         await self._dispatcher.wait_for_room()
+
+    async def _wait_for_room_after_lane(self) -> None:
+        """The lane goes before the stream, or a full stream would starve it."""
+        await self._wait_for_room()
         await self._promoter.served()
 
     def _failed(self, entry: Entry, failure: Failure) -> None:

@@ -24,6 +24,7 @@ from ._errors import (
     ServerNotReadyError,
     UnsupportedServerError,
 )
+from ._wire import pack
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -160,9 +161,15 @@ class Batcher:
         while self._unresolved or self._open is not None or self._entering:
             self._resolved.clear()
             await self._resolved.wait()
+        self._forget_memory()
         self._link.forget(self._send_again)
         if self._timer is not None:
             self._timer.cancel()
+
+    def _forget_memory(self) -> None:
+        """Leave nothing behind: what is answered is not sent again, and so need not be known."""
+        if self._link.is_up and not self._uncertain:
+            self._link.submit(pack(b"DEL", self._keys[1]), lambda _: None)
 
     async def _wait_for_room(self, count: int, size: int) -> None:
         self._refuse_if_closed()

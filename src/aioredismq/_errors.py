@@ -281,6 +281,7 @@ def server_error(text: str) -> ServerError:
     again has the place in front once more; all are looked through.
     """
     text = _PLACE.sub("", text, count=1)
+    text = text.split(" script: ", 1)[0]  # 7.0+ names the script behind the words
     code = text.split(" ", 1)[0]
     if code.startswith("-"):  # 6.2 keeps the dash of a nested reply
         code = code[1:]

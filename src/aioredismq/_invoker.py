@@ -14,7 +14,7 @@ from . import _history as history
 from ._codec import decoder, is_original_marker, open_envelope, open_original
 from ._errors import DecodeError, RejectMessage, RetryMessage
 from ._message import Message
-from ._outcome import Ack, DeadLetter, Failure, Outcome, Release, decide
+from ._outcome import Ack, DeadLetter, Failure, Outcome, Release, decide, describe
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -306,16 +306,18 @@ class Invoker:
         attempt = history.attempts_made(entry) + 1
         outcome = decide(error, attempt, self._config.retry, self._config.max_attempts)
         final = isinstance(outcome, DeadLetter)
+        steering = (RetryMessage, RejectMessage)
         logger.log(
             logging.WARNING,
-            "message %s of %s failed in attempt %d (%s), %s",
+            "message %s of %s failed in attempt %d (%s), %s: %s",
             history.message_id(entry),
             self._queue,
             attempt,
             self._binding.name,
             "for good" if final else "will be tried again",
-            # What a handler raises to steer needs no traceback.
-            exc_info=None if isinstance(error, RetryMessage | RejectMessage) else error,
+            describe(error),
+            # A traceback once, when nothing more is tried; steering needs none.
+            exc_info=error if final and not isinstance(error, steering) else None,
         )
         return outcome
 

@@ -7,6 +7,7 @@ callers, and reading its replies one by one costs three times as much.
 from __future__ import annotations
 
 import asyncio
+from socket import gaierror
 from typing import TYPE_CHECKING, Any
 
 import redis.asyncio as redis
@@ -46,7 +47,6 @@ def translated(error: Exception, address: str) -> MessageQueueError:
     """
     if isinstance(error, MessageQueueError):
         return error
-    words = str(error) or "it did not answer in time"
     for cause in _causes(error):
         told = server_error(str(cause))
         if isinstance(
@@ -65,7 +65,17 @@ def translated(error: Exception, address: str) -> MessageQueueError:
             refusal = type(told)(f"Redis at {address} refuses to serve: {cause}")
             refusal.code = told.code
             return refusal
-    return ConnectionLostError(f"cannot reach Redis at {address}: {words}")
+    return ConnectionLostError(f"cannot reach Redis at {address}: {_plainly(error)}")
+
+
+def _plainly(error: Exception) -> str:
+    """Say why a server cannot be reached, where the usual words only say it in numbers."""
+    for cause in _causes(error):
+        if isinstance(cause, ConnectionRefusedError):
+            return "nothing listens there (connection refused)"
+        if isinstance(cause, gaierror):
+            return f"the host is not known ({cause.strerror})"
+    return str(error) or "it did not answer in time"
 
 
 def _causes(error: BaseException | None) -> Iterator[BaseException]:

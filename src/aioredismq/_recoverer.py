@@ -34,6 +34,8 @@ _PAUSE = 5.0
 # name costs some 100 bytes, so there is no hurry.
 _RETIRE_EVERY = 300.0
 _RETIRE_AFTER = 3600.0
+# Seconds without a take-over after which the next one is news.
+_TELL_EVERY = 60.0
 # Seconds a request to take over may be on its way; see lua/recover.lua.
 _FRESH = 0.5
 # While there is more to look at: a million pending entries are looked through in under two
@@ -91,6 +93,7 @@ class Recoverer:
         self._pause = min(_PAUSE, visibility_timeout / 4)
         self._stopped = asyncio.Event()
         self._running: Entry | None = None
+        self._tell_at = 0.0
         self._retire_at = time.monotonic() + random.uniform(0, _RETIRE_EVERY)
 
     def stop(self) -> None:
@@ -135,6 +138,21 @@ class Recoverer:
                 "removed %d unused consumer names of %s", retired, self._member.group
             )
 
+    def _tell(self, entry: Entry) -> None:
+        """Say so: once a minute, and for each message that was a suspect when its process ended."""
+        now = time.monotonic()
+        level = (
+            logging.WARNING if entry.crashes or now >= self._tell_at else logging.INFO
+        )
+        self._tell_at = now + _TELL_EVERY
+        logger.log(
+            level,
+            "took over entry %s of %s: its consumer is gone%s",
+            entry.id.decode(),
+            self._member.group,
+            f" (crash {entry.crashes})" if entry.crashes else "",
+        )
+
     def _take_until(self) -> float | None:
         """Say until when a request may claim; None when it may not at all."""
         now = self._server_time()
@@ -152,12 +170,7 @@ class Recoverer:
         entry = found.entry
         if entry is None:
             return found.more
-        logger.warning(
-            "took over entry %s of %s: its consumer is gone%s",
-            entry.id.decode(),
-            self._member.group,
-            f" (crash {entry.crashes})" if entry.crashes else "",
-        )
+        self._tell(entry)
         if entry.crashes >= self._max_crashes:
             detail = f"{entry.crashes} processes ended while they ran this message"
             self._settle(entry, DeadLetter(Failure("crashed", detail)))

@@ -20,9 +20,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("aioredismq")
 
-# Reports waiting for a slow callback; beyond it the oldest is dropped: the message itself is safe
-# with the dead letters (or in the log), and memory is not.
-_MOST = 10_000
+# Reports waiting for a slow callback, before the consumer reads no more until they are made.
+_MOST = 1000
 
 
 class Reporter:
@@ -31,20 +30,26 @@ class Reporter:
     def __init__(self, callback: Callable[[Message, Failure], object] | None) -> None:
         """Nothing is called before `run()`."""
         self._callback = callback
-        self._reports: deque[tuple[Message, Failure]] = deque(maxlen=_MOST)
+        self._reports: deque[tuple[Message, Failure]] = deque()
         self._something = asyncio.Event()
         self._nothing = asyncio.Event()
         self._nothing.set()
+        self._keeps_up = asyncio.Event()
+        self._keeps_up.set()
 
     def report(self, message: Message, failure: Failure) -> None:
         """Tell of a message, soon."""
         if self._callback is None:
             return
-        if len(self._reports) == _MOST:
-            logger.warning("the failover callback is too slow: a report was dropped")
         self._reports.append((message, failure))
+        if len(self._reports) >= _MOST:
+            self._keeps_up.clear()
         self._nothing.clear()
         self._something.set()
+
+    async def keeps_up(self) -> None:
+        """Return when few enough reports wait for more messages to be read."""
+        await self._keeps_up.wait()
 
     async def told(self) -> None:
         """Return when every report was made."""
@@ -57,6 +62,8 @@ class Reporter:
             self._something.clear()
             while self._reports:
                 message, failure = self._reports.popleft()
+                if len(self._reports) < _MOST:
+                    self._keeps_up.set()
                 try:
                     await self._tell(message, failure)
                 except (Exception, asyncio.CancelledError):

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from . import _scripts as scripts
-from ._errors import QueueMismatchError, ServerError
+from ._errors import QueueMismatchError, ServerError, WrongKeyTypeError
 from ._message import Entry
 
 if TYPE_CHECKING:
@@ -35,6 +35,7 @@ class GroupInfo:
         pending: Messages delivered and not settled.
         last_delivered_id: Up to where it has read.
         lag: Messages not delivered to it yet; None when the server cannot tell.
+        waiting: Messages that have come back to it: handed back, or to be tried again.
     """
 
     name: str
@@ -42,6 +43,7 @@ class GroupInfo:
     pending: int
     last_delivered_id: str
     lag: int | None
+    waiting: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +89,7 @@ class Stream:
             ServerError: Redis refuses (the key holds something else, no permission, …).
         """
         flat = [part for pair in rules.items() for part in pair]
-        reply = await self._run(
+        reply = await self._run_on_stream(
             scripts.OPEN_GROUP,
             [self.keys.stream, self.keys.queue],
             [
@@ -122,7 +124,21 @@ class Stream:
             if "no such key" in str(error):
                 return []
             raise
-        return [_group_info(_pairs(item)) for item in reply]
+        return [await self._group_info(_pairs(item)) for item in reply]
+
+    async def _group_info(self, info: Mapping[bytes, Any]) -> GroupInfo:
+        name = info[b"name"].decode("utf-8", "backslashreplace")
+        lane, due, _ = self.keys.of_lane(name)
+        in_lane = await self.link.call("XLEN", lane)
+        delayed = await self.link.call("ZCARD", due)
+        return GroupInfo(
+            name=name,
+            consumers=info[b"consumers"],
+            pending=info[b"pending"],
+            last_delivered_id=info[b"last-delivered-id"].decode(),
+            lag=info.get(b"lag"),
+            waiting=in_lane + delayed,
+        )
 
     async def destroy_group(self, group: str) -> bool:
         """Remove a group, its lane and its delayed retries.
@@ -187,6 +203,22 @@ class Stream:
             start = f"({reply[-1][0].decode()}"
         return found
 
+    async def _run_on_stream(
+        self,
+        script: Script,
+        keys: Sequence[str],
+        arguments: Sequence[bytes | str | int],
+    ) -> Any:
+        """Run a script that finds out whether the queue's key is its own."""
+        try:
+            return await self._run(script, keys, arguments)
+        except WrongKeyTypeError as error:
+            msg = (
+                f"the key {self.keys.stream!r} holds something that is no queue: choose "
+                f"another name, or another database ({error})"
+            )
+            raise WrongKeyTypeError(msg) from error
+
     async def _run(
         self,
         script: Script,
@@ -201,13 +233,3 @@ def _pairs(reply: Any) -> dict[bytes, Any]:
     if isinstance(reply, dict):
         return reply
     return dict(zip(reply[::2], reply[1::2], strict=True))
-
-
-def _group_info(info: Mapping[bytes, Any]) -> GroupInfo:
-    return GroupInfo(
-        name=info[b"name"].decode("utf-8", "backslashreplace"),
-        consumers=info[b"consumers"],
-        pending=info[b"pending"],
-        last_delivered_id=info[b"last-delivered-id"].decode(),
-        lag=info.get(b"lag"),
-    )

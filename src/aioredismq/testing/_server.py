@@ -269,7 +269,7 @@ class RedisServer:
     def _is_up(self, path: Path, process: subprocess.Popen[bytes], seen: int) -> bool:
         """Wait until it answers; False when its port is taken and may be chosen anew."""
         end = time.monotonic() + _START_LIMIT
-        while not self._answers(process.pid):
+        while not self._answers(process.pid, seen):
             if process.poll() is not None:
                 self._forget()
                 said = self._log(since=seen)
@@ -288,12 +288,13 @@ class RedisServer:
             time.sleep(_POLL)
         return True
 
-    def _answers(self, process_group: int) -> bool:
+    def _answers(self, process_group: int, seen: int) -> bool:
         """Say whether our own process is the one that answers on the port, and is ready."""
         try:
             about = str(self._ask(("INFO", "server"), _FIRST_ANSWER_LIMIT))
         except (redis.AuthenticationError, NoPermissionError):
-            return True  # closed to us by the caller's options; ready all the same
+            # Closed to us by the caller's options, or somebody else's: ours says when it is ready.
+            return "Ready to accept connections" in self._log(since=seen)
         except (redis.RedisError, OSError):
             return False
         number = about.partition("process_id:")[2].split(maxsplit=1)
