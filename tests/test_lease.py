@@ -33,6 +33,15 @@ ONE = "one"
 VISIBILITY = 0.9
 
 
+@pytest.fixture(autouse=True)
+def _no_least_grace(
+    request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Let tests be quick: one renewal period of these short leases is enough for them."""
+    if request.function is not test_short_leases_leave_the_others_time_to_connect:
+        monkeypatch.setattr(room_of_lease, "_LEAST_GRACE", 0.0)
+
+
 class Leasing:
     """The leases of one consumer, and what they tell."""
 
@@ -340,6 +349,35 @@ async def test_nothing_is_claimed_in_the_first_renewal_period(
         await eventually(work.lease.may_claim, 2)
 
         assert time.monotonic() - begun >= VISIBILITY / 3 - 0.05
+
+
+@pytest.mark.one_loop
+async def test_short_leases_leave_the_others_time_to_connect(
+    url: str, name: str, client: Redis
+) -> None:
+    """Who pauses for a second before it tries again is not robbed by who came first."""
+    async with leasing(url, name, client, 0.5) as work, renewing(work):
+        begun = time.monotonic()
+
+        await eventually(work.lease.may_claim, 3)
+
+        assert time.monotonic() - begun >= 1.4
+
+
+async def test_a_server_that_kept_everybody_waiting_counts_as_an_outage(
+    url: str, name: str, client: Redis
+) -> None:
+    """It was loading, or stopped for a moment: the others were not answered either."""
+    async with FaultyLine(url) as line, leasing(line.url, name, client, 0.9) as work:
+        await work.hold()
+        await work.lease._renew_all()
+        work.lease._sound_since -= 10
+        assert work.lease.may_claim()
+
+        line.delay(0.3)
+        await work.lease._renew_all()
+
+        assert not work.lease.may_claim()
 
 
 async def test_after_each_connect_one_period_is_left_to_all(

@@ -24,6 +24,9 @@ _CHUNK = 200
 # loop was blocked: no renewals, no answers, nothing.
 _TICK = 0.5
 _STALLED = 1.0
+# Seconds nothing is claimed after an outage, at least: others may pause for 1 s before they try
+# again (see _link), and then have to renew.
+_LEAST_GRACE = 1.5
 
 
 class Lease:
@@ -52,6 +55,7 @@ class Lease:
         self._member = member
         self._held = held
         self._period = visibility_timeout / 3
+        self._grace = max(self._period, _LEAST_GRACE)
         self._lost = lost
         self._told: set[tuple[bytes, bool]] = set()
         self._sound_since = time.monotonic()
@@ -65,7 +69,7 @@ class Lease:
         period is left to all before anybody claims. The first connect counts as one.
         """
         now = time.monotonic()
-        return now - self._sound_since >= self._period and now < self._due + _TICK
+        return now - self._sound_since >= self._grace and now < self._due + _TICK
 
     def remaining(self, entry: Entry) -> float:
         """Seconds the lease of an entry lasts if it is not renewed; 0 when it is lost."""
@@ -107,6 +111,7 @@ class Lease:
                 await self._renew_all()
 
     async def _renew_all(self) -> None:
+        begun = time.monotonic()
         try:
             for in_lane in (False, True):
                 ids = self._held.ids(in_lane=in_lane)
@@ -119,7 +124,10 @@ class Lease:
             self._unsound()
             self._due = time.monotonic() + min(1.0, self._period)
         else:
-            self._due = time.monotonic() + self._period
+            now = time.monotonic()
+            self._due = now + self._period
+            if now - begun > _TICK:
+                self._sound_since = now  # the server kept everybody waiting
 
     async def renew(self, ids: list[bytes], *, in_lane: bool) -> list[bytes]:
         """Renew some leases now; returns those that are lost.
