@@ -200,7 +200,8 @@ def test_the_application_stops_under_load(name: str, clean: RedisServer) -> None
     ):
         working = [clients.submit(load.run, address) for _ in range(8)]
         program.wait_until(lambda: bool(load.accepted) and is_busy(clean, queue))
-        program.wait_until(lambda: len(handled_by(program)) > 20)
+        backlog = asyncio.run(send_many(clean.url, queue))
+        program.wait_until(lambda: bool(set(backlog) & set(handled_by(program))))
         program.send(signal.SIGTERM)
         code = program.end()
         for client in working:
@@ -214,10 +215,10 @@ def test_the_application_stops_under_load(name: str, clean: RedisServer) -> None
     assert_settled(clean, queue)
     assert len(handled) == len(set(handled))
     assert not set(handled) & set(stored)
-    assert set(load.accepted) <= set(handled) | set(stored)
+    assert stored
+    assert {*backlog, *load.accepted} <= set(handled) | set(stored)
 
-    with application(name, clean.url) as (program, _):
-        program.wait_until(lambda: set(handled_by(program)) == set(stored))
+    assert sorted(asyncio.run(take(clean.url, queue, len(stored)))) == sorted(stored)
 
 
 @contextmanager
@@ -244,7 +245,7 @@ class Load:
 
     def run(self, address: str) -> None:
         """Be one client."""
-        with httpx.Client() as client:
+        with httpx.Client(timeout=1.0) as client:
             while True:
                 number = next(self._numbers)
                 try:
@@ -256,6 +257,31 @@ class Load:
                 if answer.status_code != 202:
                     return
                 self.accepted.append(number)
+
+
+async def send_many(url: str, queue: str) -> list[int]:
+    """Send more than an application handles in some seconds; gives their numbers."""
+    numbers = list(range(1_000_000, 1_002_000))
+    async with RedisMessageQueue(queue, url) as other:
+        await other.produce_many({"id": number, "total": 1.0} for number in numbers)
+    return numbers
+
+
+async def take(url: str, queue: str, count: int) -> list[int]:
+    """Handle what is stored, as another consumer would; gives the numbers."""
+    taken: list[int] = []
+    enough = asyncio.Event()
+    async with RedisMessageQueue(queue, url) as other:
+
+        @other.handler
+        async def note(order: dict[str, float]) -> None:
+            taken.append(int(order["id"]))
+            if len(taken) >= count:
+                enough.set()
+
+        async with other.consuming(), asyncio.timeout(10):
+            await enough.wait()
+    return taken
 
 
 async def delete(url: str, queue: str) -> bool:
