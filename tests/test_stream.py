@@ -312,9 +312,6 @@ async def test_a_destroyed_groups_consumers_find_its_tombstone(
     assert 0 < await client.pttl(stream.keys.gone) <= 600_000
 
 
-@pytest.mark.xfail(
-    reason="destroy_group leaves them; see who may still need them", strict=True
-)
 async def test_what_only_a_destroyed_group_held_back_goes(
     stream: Stream, name: str, client: Redis
 ) -> None:
@@ -361,7 +358,6 @@ async def test_a_deleted_queue_is_gone_with_all_it_had(
     await client.delete(f"{name}-other")
 
 
-@pytest.mark.xfail(reason="delete asks the stream alone for its groups", strict=True)
 async def test_a_queue_whose_stream_was_deleted_by_hand_is_deleted_too(
     stream: Stream, name: str, client: Redis
 ) -> None:

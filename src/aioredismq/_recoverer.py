@@ -133,6 +133,7 @@ class Recoverer:
             inactive=max(_RETIRE_AFTER, 4 * self._visibility_timeout),
             retention=self._retention,
         )
+        await self._member.stream.sweep()
         if retired:
             logger.info(
                 "removed %d unused consumer names of %s", retired, self._member.group

@@ -141,7 +141,7 @@ class Stream:
         )
 
     async def destroy_group(self, group: str) -> bool:
-        """Remove a group, its lane and its delayed retries.
+        """Remove a group, its lane, its delayed retries, and what only it has held back; in pages.
 
         Returns:
             Whether it was there.
@@ -149,10 +149,24 @@ class Stream:
         keys = self.keys
         reply = await self._run(
             scripts.DESTROY_GROUP,
-            [keys.stream, keys.queue, keys.gone, *self.keys.of_lane(group)],
+            [keys.stream, keys.queue, keys.gone, *keys.of_lane(group)],
             [group, keys.bell, _TOMBSTONE_MS],
         )
+        await self.sweep()
         return bool(reply)
+
+    async def sweep(self) -> int:
+        """Take off what every group has settled, in pages; returns how many entries.
+
+        Settling does that by itself; what is left is what a group that is gone has held back.
+        """
+        start, removed = "-", 0
+        while start:
+            following, count = await self._run(
+                scripts.SWEEP, [self.keys.stream], [start, _PAGE]
+            )
+            start, removed = following.decode(), removed + count
+        return removed
 
     async def delete(self) -> bool:
         """Remove the stream, its dead letters, and all that belongs to its groups.
@@ -164,8 +178,8 @@ class Stream:
         lanes = [
             key
             for stream in (self, Stream(self.link, of_dead))
-            for info in await stream.groups()
-            for key in stream.keys.of_lane(info.name)
+            for name in await stream.known_groups()
+            for key in stream.keys.of_lane(name)
         ]
         reply = await self._run(
             scripts.DELETE,
@@ -182,6 +196,17 @@ class Stream:
             [keys.bell, _TOMBSTONE_MS],
         )
         return bool(reply)
+
+    async def known_groups(self) -> set[str]:
+        """Name the groups, those included whose stream was deleted by hand."""
+        rules = _pairs(await self.link.call("HGETALL", self.keys.queue))
+        prefix = b"group:"
+        noted = {
+            name.removeprefix(prefix).decode("utf-8", "backslashreplace")
+            for name in rules
+            if name.startswith(prefix)
+        }
+        return noted | {info.name for info in await self.groups()}
 
     async def records(self, after: str | None, limit: int | None) -> list[Entry]:
         """List what is stored, oldest first, in pages.

@@ -2,6 +2,7 @@
 -- (again at once, or handed back), in its delayed set (again later), or with the dead letters.
 -- Owner-checked: an entry this consumer does not hold any more is left alone.
 -- The first write is XACK, so that it also works under a full memory.
+-- with: settled
 -- with: remove
 -- KEYS[1] source (stream or lane)   KEYS[2] lane   KEYS[3] delayed set   KEYS[4] delayed fields
 -- KEYS[5] dead letters

@@ -1,5 +1,6 @@
 -- settle: acknowledge handled entries, and take off what the last group has settled.
 -- Not owner-checked: who did the work is right to say so, lease or not. May be sent again.
+-- with: settled
 -- with: remove
 -- KEYS[1] stream or lane   ARGV[1] group   ARGV[2..] entry ids
 -- Returns how many were still pending.
