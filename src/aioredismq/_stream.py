@@ -117,17 +117,20 @@ class Stream:
         return any(mark is not None for mark in marks)
 
     async def groups(self) -> list[GroupInfo]:
-        """List the groups; none when the stream does not exist."""
+        """List the groups; none when the stream does not exist. Three round trips a group."""
+        return [await self._group_info(info) for info in await self._infos()]
+
+    async def _infos(self) -> list[dict[bytes, Any]]:
         try:
             reply = await self.link.call("XINFO", "GROUPS", self.keys.stream)
         except ServerError as error:
             if "no such key" in str(error):
                 return []
             raise
-        return [await self._group_info(_pairs(item)) for item in reply]
+        return [_pairs(item) for item in reply]
 
     async def _group_info(self, info: Mapping[bytes, Any]) -> GroupInfo:
-        name = info[b"name"].decode("utf-8", "backslashreplace")
+        name = _text(info[b"name"])
         lane, due, _ = self.keys.of_lane(name)
         in_lane = await self.link.call("XLEN", lane)
         delayed = await self.link.call("ZCARD", due)
@@ -202,11 +205,11 @@ class Stream:
         rules = _pairs(await self.link.call("HGETALL", self.keys.queue))
         prefix = b"group:"
         noted = {
-            name.removeprefix(prefix).decode("utf-8", "backslashreplace")
+            _text(name.removeprefix(prefix))
             for name in rules
             if name.startswith(prefix)
         }
-        return noted | {info.name for info in await self.groups()}
+        return noted | {_text(info[b"name"]) for info in await self._infos()}
 
     async def records(self, after: str | None, limit: int | None) -> list[Entry]:
         """List what is stored, oldest first, in pages.
@@ -251,6 +254,10 @@ class Stream:
         arguments: Sequence[bytes | str | int],
     ) -> Any:
         return await self.link.run(script, keys, arguments)
+
+
+def _text(name: bytes) -> str:
+    return name.decode("utf-8", "backslashreplace")
 
 
 def _pairs(reply: Any) -> dict[bytes, Any]:
