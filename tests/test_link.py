@@ -16,10 +16,11 @@ from aioredismq import (
     ServerNotReadyError,
     WrongKeyTypeError,
 )
-from aioredismq._link import Link, pauses
+from aioredismq._link import Link
 from aioredismq._scripts import Script
 from aioredismq._wire import Wire, pack
 from aioredismq.testing import FaultyLine, RedisServer
+from tests.roads import Road
 from tests.support import eventually
 
 if TYPE_CHECKING:
@@ -31,38 +32,6 @@ if TYPE_CHECKING:
 TEXT = b"return {KEYS[1], ARGV[1]}"
 DIGEST = hashlib.sha1(TEXT, usedforsecurity=False).hexdigest()
 HELLO = Script("hello", TEXT, DIGEST.encode())
-
-
-class Road:
-    """Opens wires for a link, and counts them."""
-
-    def __init__(self, url: str) -> None:
-        """Nothing is opened yet."""
-        self._port = int(url.rsplit(":", 1)[1].split("/")[0])
-        self.wires: list[Wire] = []
-        self.error: ServerError | None = None
-        self.attempts = 0
-
-    async def open(self, on_lost: Callable[[], None]) -> Wire:
-        """Open one, or fail as the test says."""
-        self.attempts += 1
-        if self.error is not None:
-            raise self.error
-        try:
-            reader, writer = await asyncio.open_connection("127.0.0.1", self._port)
-            writer.write(pack("PING"))
-            if not await reader.readline():
-                raise ConnectionLostError("it hung up")
-        except OSError as error:
-            raise ConnectionLostError(str(error)) from error
-        wire = Wire(writer, reply_timeout=5.0, on_lost=on_lost)
-        self.wires.append(wire)
-        return wire
-
-    def close(self) -> None:
-        """Close all."""
-        for wire in self.wires:
-            wire.close()
 
 
 @pytest.fixture
@@ -398,23 +367,6 @@ async def test_a_server_that_is_busy_is_waited_for(
 
 
 # How hard it tries.
-
-
-def test_pauses_double_and_stay_short() -> None:
-    """At once after a hiccup, and never longer than it may take to be back after an outage."""
-    following = pauses()
-
-    waits = [following() for _ in range(12)]
-
-    for wait, longest in zip(
-        waits, [0.05, 0.1, 0.2, 0.4, 0.8, *[1.0] * 7], strict=True
-    ):
-        assert longest / 2 <= wait <= longest
-
-
-def test_pauses_differ() -> None:
-    """Or all clients of a server that comes back would ask it at once."""
-    assert len({pauses()() for _ in range(20)}) > 10
 
 
 async def test_an_outage_costs_few_attempts_and_few_words(

@@ -5,9 +5,13 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import defaultdict
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
+from anyio import move_on_after
+
 from ._errors import PermissionDeniedError, ServerError
+from ._pauses import pauses
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -17,9 +21,9 @@ if TYPE_CHECKING:
 logger = logging.getLogger("aioredismq")
 
 # A bell may be lost (Pub/Sub promises nothing); each listener has a slow pulse of its own as the
-# net. So a user without channel rights is asked for them again rarely.
-_FORBIDDEN_PAUSE = 60.0
-_PAUSE = 1.0
+# net. So it is enough to see rarely whether the line, which nothing else travels on, is alive,
+# and whether a channel that was denied is allowed by now.
+_CHECK = 60.0
 
 
 class Bell:
@@ -45,6 +49,7 @@ class Bell:
         self._changed = asyncio.Event()
         self._wire: Wire | None = None
         self._subscribed: set[str] = set()
+        self._denied: set[str] = set()
 
     def add(self, channel: str, ring: Callable[[], None]) -> None:
         """Call `ring` whenever something is published on the channel."""
@@ -61,19 +66,20 @@ class Bell:
 
     async def listen(self) -> None:
         """Keep the subscription for as long as anyone listens, until cancelled."""
+        following = pauses()
         while True:
             await self._changed.wait()
-            if not self._listeners and self._wire is None:
+            if not self._listeners:
                 self._changed.clear()
                 continue
             try:
                 await self._serve()
             except PermissionDeniedError as error:
                 logger.warning("no bell, falling back on the slow pulse: %s", error)
-                await asyncio.sleep(_FORBIDDEN_PAUSE)
+                await asyncio.sleep(_CHECK)
             except ServerError as error:
                 logger.debug("the bell is silent: %s", error)
-                await asyncio.sleep(_PAUSE)
+                await asyncio.sleep(following())
             finally:
                 if self._wire is not None:
                     self._wire.close()
@@ -81,18 +87,38 @@ class Bell:
                 self._changed.set()
 
     async def _serve(self) -> None:
+        """Listen on one connection, until nobody does or it ends."""
         self._subscribed = set()
-        self._wire = await self._open_wire(self._changed.set, self._hear)
-        while self._listeners and not self._wire.is_lost:
+        wire = self._wire = await self._open_wire(self._changed.set, self._hear)
+        while self._listeners:
             self._changed.clear()
             for channel in self._subscribed - self._listeners.keys():
-                await self._wire.call("UNSUBSCRIBE", channel)
+                await wire.call("UNSUBSCRIBE", channel)
                 self._subscribed.discard(channel)
             for channel in self._listeners.keys() - self._subscribed:
-                await self._wire.call("SUBSCRIBE", channel)
-                self._subscribed.add(channel)
-                self._ring(channel)
-            await self._changed.wait()
+                await self._subscribe(wire, channel)
+            with move_on_after(_CHECK) as check:
+                await self._changed.wait()
+            if check.cancelled_caught:
+                with suppress(PermissionDeniedError):
+                    await wire.call("PING")
+                self._subscribed -= self._denied
+            if wire.error is not None:
+                raise wire.error.again()
+
+    async def _subscribe(self, wire: Wire, channel: str) -> None:
+        self._subscribed.add(channel)
+        try:
+            await wire.call("SUBSCRIBE", channel)
+        except PermissionDeniedError as error:
+            if channel not in self._denied:
+                self._denied.add(channel)
+                logger.warning(
+                    "no bell on %s, falling back on the slow pulse: %s", channel, error
+                )
+        else:
+            self._denied.discard(channel)
+            self._ring(channel)
 
     def _hear(self, message: list[Any]) -> None:
         self._ring(message[1].decode())

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import random
 from typing import TYPE_CHECKING, Any
 
 from ._errors import (
@@ -13,6 +12,7 @@ from ._errors import (
     ServerError,
     ServerNotReadyError,
 )
+from ._pauses import pauses
 from ._wire import pack
 
 if TYPE_CHECKING:
@@ -23,28 +23,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("aioredismq")
 
-# Long enough not to burden a server that is starting, short enough to be back within 2 s of it.
-_FIRST_PAUSE = 0.05
-_LONGEST_PAUSE = 1.0
-# A connection that held so long was a good one: the next loss is a new outage. Before that it
-# goes on with the old one, or a server that takes everyone in and throws them out would be asked
-# without a pause.
-_STEADY = 5.0
-
 # The server we talk to is not (or no longer) the one for this key: ask again where it is.
 _ELSEWHERE = frozenset({"MOVED", "ASK", "READONLY", "UNBLOCKED"})
-
-
-def pauses() -> Callable[[], float]:
-    """Seconds to wait before each further try: doubling, with jitter, never above 1 s."""
-    pause = _FIRST_PAUSE
-
-    def following() -> float:
-        nonlocal pause
-        now, pause = pause, min(pause * 2, _LONGEST_PAUSE)
-        return random.uniform(now / 2, now)
-
-    return following
 
 
 class Link:
@@ -102,13 +82,9 @@ class Link:
 
     async def keep(self) -> None:
         """Open the wire again whenever it is lost, until cancelled."""
-        loop = asyncio.get_running_loop()
         following = pauses()
         while True:
-            since = loop.time()
             await self._down.wait()
-            if loop.time() - since > _STEADY:
-                following = pauses()
             logger.warning("%s; connecting again", self._failure)
             while not self.is_up:
                 await asyncio.sleep(following())

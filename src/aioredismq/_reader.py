@@ -23,7 +23,7 @@ from ._errors import (
     UnsupportedServerError,
     WrongKeyTypeError,
 )
-from ._link import pauses
+from ._pauses import pauses
 from ._wire import exchange
 
 if TYPE_CHECKING:
@@ -106,7 +106,6 @@ class Reader:
                     await self._open()
                     while not self._stopping:
                         await self._read()
-                        following = pauses()
                 except FATAL:
                     raise
                 except (
