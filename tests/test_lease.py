@@ -333,6 +333,7 @@ async def test_extending_during_an_outage_says_so(
         assert work.lease.remaining(entry) > 0
         assert not work.lost
         line.heal()
+        await eventually(lambda: work.member.link.is_up)
 
 
 # When others may be claimed from.
