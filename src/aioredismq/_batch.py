@@ -33,6 +33,7 @@ class Batch:
         "has_times",
         "ids",
         "in_doubt",
+        "is_uncertain",
         "number",
         "refusal",
         "size",
@@ -52,6 +53,7 @@ class Batch:
         self.in_doubt = False
         self.refusal: ServerError | None = None
         self.ids: list[str] | None = None
+        self.is_uncertain = False
         self.has_times = False
         self.under_way = False
         self.waiters: list[asyncio.Future[str]] = []

@@ -75,6 +75,7 @@ class Batcher:
         self._timer: asyncio.TimerHandle | None = None
         self._renewed = -_RENEW
         self._closed = False
+        self._has_uncertain = False
         self._resolved = asyncio.Event()
         link.on_up(self._send_again)
 
@@ -228,7 +229,8 @@ class Batcher:
     def _low(self) -> int:
         """Say below which number nothing is sent again: only those may the server forget."""
         low = next(iter(self._unresolved), self._next)
-        if self._uncertain:
+        if self._has_uncertain:  # asking a weak dictionary costs more than all the rest
+            self._has_uncertain = bool(self._uncertain)
             now = self._loop.time()
             for number, batch in self._uncertain.items():
                 # An error that is kept for ever must not make the server remember for ever.
@@ -270,7 +272,8 @@ class Batcher:
 
     def _resolve(self, batch: Batch, ids: list[str]) -> None:
         batch.ids = ids
-        self._uncertain.pop(batch.number, None)
+        if batch.is_uncertain:
+            self._uncertain.pop(batch.number, None)
         if not self._settle(batch):
             return
         for future, message_id in zip(batch.waiters, ids, strict=False):
@@ -292,7 +295,8 @@ class Batcher:
         """Take a batch off the unresolved; False when it was given up before."""
         if self._unresolved.pop(batch.number, None) is None:
             return False
-        self._resolved.set()
+        if self._closed:
+            self._resolved.set()
         self._backlog.remove(batch.count, batch.size)
         return True
 
@@ -322,6 +326,7 @@ class Batcher:
             )
             return
         self._settle(batch)
+        batch.is_uncertain = self._has_uncertain = True
         self._uncertain[batch.number] = batch
         for at, future in enumerate(batch.waiters):
             if not future.done():

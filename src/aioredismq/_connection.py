@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import os
 import re
+from asyncio import get_running_loop
 from typing import TYPE_CHECKING, Any
 
 from anyio import CancelScope, create_task_group
@@ -220,7 +221,7 @@ class Connection:
         if not self._users:
             msg = "the connection is not open: initialize a queue built on it first"
             raise NotInitializedError(msg)
-        if self._loop is not asyncio.get_running_loop():
+        if self._loop is not get_running_loop():
             msg = (
                 "the connection was opened on another event loop: make one queue (and "
                 "Connection) per loop"

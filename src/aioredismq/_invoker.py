@@ -17,7 +17,7 @@ from ._message import Message
 from ._outcome import Ack, DeadLetter, Failure, Outcome, Release, decide, describe
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Awaitable, Callable
 
     from ._codec import Envelope
     from ._config import ConsumerConfig
@@ -86,6 +86,12 @@ class Invoker:
             None if binding.is_async else CapacityLimiter(config.concurrency)
         )
         self._original = original
+        # The plain case has no time limit, no thread and nothing to cancel: two coroutines less
+        # for each message.
+        is_plain = binding.is_async and config.handler_timeout is None
+        self._call_at_once = (
+            binding.call if is_plain and self._running is None else None
+        )
         self._handle = self._handle_batch if binding.is_batch else self._handle_one
 
     def message(
@@ -115,12 +121,16 @@ class Invoker:
             if entry.id == entry_id and entry.in_lane is in_lane:
                 scope.cancel()
 
-    async def run(self, portion: list[Entry]) -> None:
+    def run(self, portion: list[Entry]) -> Awaitable[None]:
         """Run the handler on entries and settle each of them."""
         if self._original or len(portion) > 1 or len(portion[0].fields) > 2:
-            portion = [entry for entry in portion if not self._settles_unhandled(entry)]
-        if portion:
-            await self._handle(portion)
+            return self._handle_some(portion)
+        return self._handle(portion)
+
+    async def _handle_some(self, portion: list[Entry]) -> None:
+        wanted = [entry for entry in portion if not self._settles_unhandled(entry)]
+        if wanted:
+            await self._handle(wanted)
 
     def _settles_unhandled(self, entry: Entry) -> bool:
         """Settle what no handler is to see: expired messages, markers of the JavaScript library."""
@@ -153,7 +163,10 @@ class Invoker:
             body = (
                 self._decode(self._open(entry.fields)) if binding.wants_body else None
             )
-            await self._call_entry(entry, body, message)
+            if self._call_at_once is None:
+                await self._call_entry(entry, body, message)
+            else:
+                await self._call_at_once(body, message)
             outcome = Ack()
         except _LeaseLostError:
             pass  # somebody else's now: handing it back will find that out
