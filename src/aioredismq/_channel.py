@@ -20,8 +20,9 @@ if TYPE_CHECKING:
     from ._config import QueueConfig
     from ._message import Entry
 
-# Queues built on one ready client share one `Connection`, so that what they need is counted
-# together against its pool. A `Connection` keeps its client, so the id stays its own meanwhile.
+# Queues built on one ready client, or on several that share a pool, share one `Connection`, so that
+# what they need is counted together. A `Connection` keeps its pool, so the id stays its own
+# meanwhile.
 _lent: weakref.WeakValueDictionary[int, Connection] = weakref.WeakValueDictionary()
 
 
@@ -37,9 +38,10 @@ def connection_for(
         return target
     if isinstance(target, str):
         return Connection(target)
-    connection = _lent.get(id(target))
+    lent = id(getattr(target, "connection_pool", target))
+    connection = _lent.get(lent)
     if connection is None:
-        connection = _lent[id(target)] = Connection(target)
+        connection = _lent[lent] = Connection(target)
     return connection
 
 

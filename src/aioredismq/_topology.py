@@ -300,7 +300,6 @@ class LentPool:
 
     def __init__(self, client: redis.Redis, connect_timeout: float) -> None:
         """Use the client's pool; the client stays the caller's and is never closed."""
-        self._client = client  # kept, as its pool may go with it
         self._pool = client.connection_pool
         self._timeout = connect_timeout
         self.max_connections = int(self._pool.max_connections)
