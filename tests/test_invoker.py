@@ -59,6 +59,9 @@ class Settled:
         return outcome
 
 
+AT_ONCE = ExponentialBackoff(initial=0)
+
+
 def make(
     handler: Callable[..., Any],
     config: ConsumerConfig | None = None,
@@ -68,7 +71,7 @@ def make(
 ) -> tuple[Invoker, Settled]:
     """Make an invoker, and what it settles with; `now` is the server's time."""
     settled = Settled()
-    config = config or ConsumerConfig()
+    config = config or ConsumerConfig(retry=AT_ONCE)
     invoker = Invoker(
         bind(handler, loads=config.loads),
         config,
@@ -225,7 +228,9 @@ async def test_the_last_attempt_makes_a_dead_letter() -> None:
         raise ValueError("no")
 
     given = entry(b"1", b"mq-attempt", b"2", in_lane=True)
-    outcome = await outcome_of(handler, given, ConsumerConfig(max_attempts=3))
+    outcome = await outcome_of(
+        handler, given, ConsumerConfig(max_attempts=3, retry=AT_ONCE)
+    )
 
     assert failed(outcome) == ("attempts", "no")
 
@@ -650,7 +655,9 @@ async def test_a_handler_that_runs_too_long_has_failed() -> None:
         finally:
             ended.set()
 
-    outcome = await outcome_of(handler, config=ConsumerConfig(handler_timeout=0.02))
+    outcome = await outcome_of(
+        handler, config=ConsumerConfig(handler_timeout=0.02, retry=AT_ONCE)
+    )
 
     assert isinstance(outcome, Retry)
     assert "handler_timeout (0.02 s)" in outcome.detail
@@ -663,7 +670,9 @@ async def test_a_handlers_own_timeout_keeps_its_words() -> None:
     async def handler(body: object) -> None:
         raise TimeoutError("the gateway did not answer")
 
-    outcome = await outcome_of(handler, config=ConsumerConfig(handler_timeout=5.0))
+    outcome = await outcome_of(
+        handler, config=ConsumerConfig(handler_timeout=5.0, retry=AT_ONCE)
+    )
 
     assert outcome == Retry(0.0, "the gateway did not answer")
 
@@ -676,7 +685,9 @@ async def test_a_thread_that_runs_too_long_is_left_behind() -> None:
         go_on.wait(5)
 
     begun = time.monotonic()
-    outcome = await outcome_of(handler, config=ConsumerConfig(handler_timeout=0.02))
+    outcome = await outcome_of(
+        handler, config=ConsumerConfig(handler_timeout=0.02, retry=AT_ONCE)
+    )
     took = time.monotonic() - begun
     go_on.set()
 
@@ -707,7 +718,7 @@ async def test_as_many_threads_run_at_once_as_the_consumer_is_wide() -> None:
     def handler(body: object) -> None:
         together.wait(5)
 
-    invoker, settled = make(handler, ConsumerConfig(concurrency=width))
+    invoker, settled = make(handler, ConsumerConfig(concurrency=width, retry=AT_ONCE))
     async with create_task_group() as tasks:
         for number in range(width):
             tasks.start_soon(invoker.run, [entry(number=number)])
@@ -788,7 +799,9 @@ async def test_a_thread_left_behind_settles_nothing_more() -> None:
             except MessageQueueError as error:
                 said.append(error)
 
-    invoker, settled = make(handler, ConsumerConfig(handler_timeout=0.02))
+    invoker, settled = make(
+        handler, ConsumerConfig(handler_timeout=0.02, retry=AT_ONCE)
+    )
     given = [entry(number=number) for number in range(2)]
     await invoker.run(given)
     gate.set()
@@ -938,7 +951,9 @@ async def test_a_batch_handler_that_runs_too_long_has_failed() -> None:
         messages[0].ack()
         await asyncio.sleep(60)
 
-    invoker, settled = make(handler, ConsumerConfig(handler_timeout=0.02))
+    invoker, settled = make(
+        handler, ConsumerConfig(handler_timeout=0.02, retry=AT_ONCE)
+    )
     first, second = entry(number=1), entry(number=2)
     with fail_after(1):
         await invoker.run([first, second])

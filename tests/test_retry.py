@@ -65,9 +65,22 @@ def test_jitter_spreads_what_failed_together() -> None:
 
 
 @given(attempt=attempts)
-def test_the_default_tries_again_at_once(attempt: int) -> None:
+def test_nothing_is_waited_when_nothing_is_to_be(attempt: int) -> None:
     """However often: a factor that has grown beyond all numbers makes nothing of nothing."""
-    assert ExponentialBackoff().delay(attempt, ERROR) == 0
+    assert ExponentialBackoff(initial=0).delay(attempt, ERROR) == 0
+
+
+def test_the_default_waits_a_second_doubled_up_to_five_minutes() -> None:
+    """With full jitter: anything up to that."""
+    default = ExponentialBackoff()
+
+    longest = [
+        ExponentialBackoff(jitter=False).delay(attempt, ERROR)
+        for attempt in (1, 2, 3, 9, 10, 1000)
+    ]
+
+    assert longest == [1, 2, 4, 256, 300, 300]
+    assert all(0 <= default.delay(3, ERROR) <= 4 for _ in range(100))
 
 
 @pytest.mark.parametrize(

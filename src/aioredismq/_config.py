@@ -149,7 +149,8 @@ class ConsumerConfig:
     max_attempts: int = 5
     """Times a handler is tried before the message has failed for good."""
     retry: RetryPolicy = field(default_factory=ExponentialBackoff)
-    """How long a failed message waits. Default: not at all."""
+    """How long a failed message waits, holding no slot. Default: up to 1 s, doubled with each
+    attempt, up to 5 minutes."""
     expired: Literal["dead", "drop"] = "dead"
     """What becomes of a message whose time (`produce(expires=)`) has passed before it was
     handled: a dead letter with reason `expired`, or nothing."""

@@ -32,8 +32,9 @@ class ExponentialBackoff:
     Source: M. Brooker, "Exponential Backoff And Jitter" (AWS Architecture Blog, 2015).
     """
 
-    initial: float = 0.0
-    """Seconds after the first failure, at most. 0 tries again at once."""
+    initial: float = 1.0
+    """Seconds after the first failure, at most: long enough for what was restarted to be back.
+    0 tries again at once."""
     multiplier: float = 2.0
     """Factor from one attempt to the next."""
     maximum: float = 300.0
