@@ -8,20 +8,21 @@ from __future__ import annotations
 
 import asyncio
 import os
-import re
 from asyncio import get_running_loop
+from math import inf
 from typing import TYPE_CHECKING, Any
 
 from anyio import CancelScope, create_task_group
 
+from ._about import is_cluster_node, refuse_too_old
 from ._bell import Bell
 from ._errors import (
+    CommandRefusedError,
     ConfigurationError,
     NotInitializedError,
     PermissionDeniedError,
     PoolTooSmallError,
     ServerError,
-    UnsupportedServerError,
     WrongLoopError,
 )
 from ._host import Host
@@ -38,8 +39,6 @@ if TYPE_CHECKING:
     import redis.asyncio as redis
     from anyio.abc import TaskGroup
     from redis.asyncio.connection import AbstractConnection
-
-_OLDEST = (6, 2)
 
 _forks = 0
 
@@ -81,16 +80,9 @@ class Connection:
         cluster: bool | None = None,
     ) -> None:
         """Check the arguments; nothing is opened."""
-        for name, value in (
-            ("connect_timeout", connect_timeout),
-            ("reply_timeout", reply_timeout),
-        ):
-            if not value > 0:
-                msg = f"{name} must be more than 0 seconds, got {value!r}"
-                raise ConfigurationError(msg)
-        if max_connections < 1:
-            msg = f"max_connections must be at least 1, got {max_connections!r}"
-            raise ConfigurationError(msg)
+        _check_seconds("connect_timeout", connect_timeout)
+        _check_seconds("reply_timeout", reply_timeout)
+        _check_count("max_connections", max_connections)
         self._topology = topology_for(
             target,
             max_connections=max_connections,
@@ -358,21 +350,28 @@ class Connection:
         """Ask the server what it is: once, before anything is built on it."""
         wire = await self.reserve(key)
         try:
-            info = await exchange(wire, "INFO", "server", within=self._reply_timeout)
-        except PermissionDeniedError:
-            info = (
-                b""  # managed servers may deny INFO; what is missing shows at first use
-            )
+            info = await self._ask(wire)
         finally:
             wire.close()
-        _refuse_too_old(info)
-        # Redis says redis_mode, Valkey server_mode.
-        is_node = re.search(rb"^(redis|server)_mode:cluster", info, re.MULTILINE)
-        if is_node and self._may_be_cluster and isinstance(self._topology, OwnServer):
+        refuse_too_old(info)
+        is_node = self._may_be_cluster and is_cluster_node(info)
+        if is_node and isinstance(self._topology, OwnServer):
             self._topology = OwnCluster(
                 self._topology.arguments, self._topology.max_connections
             )
         self._is_known = True
+
+    async def _ask(self, wire: Wire) -> bytes:
+        """Let it tell; managed servers may deny INFO."""
+        try:
+            told = await exchange(wire, "INFO", "server", within=self._reply_timeout)
+        except PermissionDeniedError:
+            try:
+                await exchange(wire, "CLUSTER", "SLOTS", within=self._reply_timeout)
+            except (PermissionDeniedError, CommandRefusedError):
+                return b""
+            return b"redis_mode:cluster"
+        return bytes(told)
 
     async def _give_back(self) -> None:
         """Give up what has ended as soon as it has: a lent pool has use for its place."""
@@ -387,14 +386,13 @@ class Connection:
                 await self._topology.give_up(self._spent.pop())
 
 
-def _refuse_too_old(info: bytes) -> None:
-    """Refuse a server without the commands everything rests on (XAUTOCLAIM came with 6.2)."""
-    found = re.search(rb"redis_version:(\d+)\.(\d+)", info)
-    if found and b"valkey_version" not in info:
-        version = (int(found[1]), int(found[2]))
-        if version < _OLDEST:
-            msg = (
-                f"Redis {version[0]}.{version[1]} is too old: 6.2 or later, or any Valkey, "
-                "is needed"
-            )
-            raise UnsupportedServerError(msg)
+def _check_seconds(name: str, value: object) -> None:
+    if not isinstance(value, int | float) or not 0 < value < inf:
+        msg = f"{name} must be more than 0 seconds, got {value!r}"
+        raise ConfigurationError(msg)
+
+
+def _check_count(name: str, value: object) -> None:
+    if not isinstance(value, int) or value < 1:
+        msg = f"{name} must be at least 1, got {value!r}"
+        raise ConfigurationError(msg)
