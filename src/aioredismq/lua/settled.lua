@@ -1,0 +1,42 @@
+-- settled: which entries no group needs any more: each has been delivered past them and holds none.
+local function field(info, name)
+  for i = 1, #info, 2 do
+    if info[i] == name then return info[i + 1] end
+  end
+end
+
+local function parts(id)
+  local ms, seq = string.match(id, '^(%d+)-(%d+)$')
+  return tonumber(ms), tonumber(seq)
+end
+
+-- Names and last delivered ids of all groups but one.
+local function other_groups(stream, but)
+  local others, found = {}, false
+  for _, info in ipairs(redis.call('XINFO', 'GROUPS', stream)) do
+    local name = field(info, 'name')
+    if name == but then
+      found = true
+    else
+      others[#others + 1] = {name, parts(field(info, 'last-delivered-id'))}
+    end
+  end
+  return others, found
+end
+
+local function settled_by(stream, groups, ids)
+  local settled = {}
+  for _, id in ipairs(ids) do
+    local ms, seq = parts(id)
+    local needed = false
+    for _, group in ipairs(groups) do
+      if group[2] < ms or (group[2] == ms and group[3] < seq)
+          or #redis.call('XPENDING', stream, group[1], id, id, 1) > 0 then
+        needed = true
+        break
+      end
+    end
+    if not needed then settled[#settled + 1] = id end
+  end
+  return settled
+end
