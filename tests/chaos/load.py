@@ -83,6 +83,10 @@ class Load:
         self._chance = random.Random(seed)
         self._numbers = itertools.count()
         self._stop = asyncio.Event()
+        self._may_produce = asyncio.Event()
+        self._may_produce.set()
+        self.sending = 0
+        """Sends whose outcome is not known yet."""
 
     async def flows(self, messages: int = 40, limit: float = 8.0) -> None:
         """Wait until so many more messages have been handled."""
@@ -98,20 +102,35 @@ class Load:
         await eventually(lambda: not ledger.lost and not ledger.running, limit)
         await eventually(lambda: not any(item.held for item in self.consumers), limit)
 
+    def pause(self) -> None:
+        """Produce nothing for now; what is under way goes on."""
+        self._may_produce.clear()
+
+    def go_on(self) -> None:
+        """Produce again."""
+        self._may_produce.set()
+
     async def produce(self) -> None:
         """Be one producer, until `settles()`."""
         while not self._stop.is_set():
-            number = next(self._numbers)
+            await self._may_produce.wait()
+            self.sending += 1
             try:
-                await self.queue.produce(number)
-                self.ledger.accepted.add(number)
-            except PublishUncertainError as error:
-                await _until_certain(error)
-                self.ledger.accepted.add(number)
-            except (BacklogError, ServerError):
-                self.ledger.refused.add(number)
-                await asyncio.sleep(0.05)
+                await self._send(next(self._numbers))
+            finally:
+                self.sending -= 1
             await asyncio.sleep(0.002)
+
+    async def _send(self, number: int) -> None:
+        try:
+            await self.queue.produce(number)
+            self.ledger.accepted.add(number)
+        except PublishUncertainError as error:
+            await _until_certain(error)
+            self.ledger.accepted.add(number)
+        except (BacklogError, ServerError):
+            self.ledger.refused.add(number)
+            await asyncio.sleep(0.05)
 
     async def _handle(self, body: int) -> None:
         ledger = self.ledger
@@ -131,6 +150,7 @@ async def under_load(
     consumer_url: str | None = None,
     seed: int = 1,
     limit: float = 20.0,
+    kind: type[Load] = Load,
 ) -> AsyncIterator[Load]:
     """Produce and consume while the block breaks things; leaving waits until all is settled.
 
@@ -140,8 +160,9 @@ async def under_load(
         consumer_url: Where the other consumer connects; None for `url` too.
         seed: Decides how long handlers take.
         limit: Seconds in which everything accepted must be handled after the block.
+        kind: What kind of load it is.
     """
-    load = Load(url, name, consumer_url or url, seed)
+    load = kind(url, name, consumer_url or url, seed)
     async with (
         load.queue,
         load.other,
