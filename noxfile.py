@@ -104,5 +104,5 @@ def coverage(session: nox.Session) -> None:
 def bench(session: nox.Session) -> None:
     """Measure, into `benchmarks/results/`."""
     session.install(EXTRAS, *group("bench"))
-    for name in ("throughput", "latency", "memory"):
+    for name in ("throughput", "latency", "memory", "recovery"):
         session.run("python", f"benchmarks/{name}.py", *session.posargs)

@@ -85,6 +85,30 @@ def test_memory_has_both_processes_and_the_server(tmp_path: Path, url: str) -> N
         assert one["server_bytes_stored"]["median"] > 0
 
 
+def test_recovery_times_a_kill_a_restart_and_what_is_due(
+    tmp_path: Path, url: str
+) -> None:
+    """Nothing is found before its lease has run out, and nothing is handled before it is due."""
+    short = (
+        "--visibility",
+        "0.6",
+        "--messages",
+        "3",
+        "--due",
+        "20",
+        "--seconds",
+        "0.3",
+    )
+
+    printed, written = run("recovery", tmp_path / "figures.json", url, *short)
+
+    assert 0.3 < written["kill"]["seconds"]["median"] < written["kill"]["target"]
+    assert 0 < written["restart"]["seconds"]["median"] < 10
+    assert written["due"]["messages"] == 20
+    assert written["due"]["late_ms"]["p50"] > -2
+    assert "visibility timeout 0.6 s" in printed
+
+
 @pytest.mark.parametrize(
     ("words", "complaint"),
     [
