@@ -28,6 +28,7 @@ from ._errors import (
 from ._host import Host
 from ._link import Link
 from ._opening import writer_of
+from ._scripts import reply_error
 from ._topology import OwnCluster, OwnServer, topology_for
 from ._wire import Wire, exchange
 
@@ -289,6 +290,7 @@ class Connection:
                 reply_timeout=self._reply_timeout + longest_block,
                 on_lost=lost,
                 on_push=on_push,
+                reply_error=reply_error,
             )
         except BaseException:  # pragma: no cover -- it broke since the line above
             await self._topology.give_up(connection)

@@ -271,6 +271,10 @@ _BY_CODE: dict[str, type[ServerError]] = {
 _PLACE = re.compile(
     r"^(?:ERR )?(?:Error running script \(call to \w+\): )?(?:@?user_script: ?\d+: )+"
 )
+_PLACE_BEHIND = re.compile(r" script: (?:\w+, )?on @?user_script:\d+\.?$")
+_DENIED = re.compile(
+    r"^(?:ERR )?(?:ACL failure in script: |(?=The user executing the script can't ))"
+)
 
 
 def server_error(text: str) -> ServerError:
@@ -281,7 +285,8 @@ def server_error(text: str) -> ServerError:
     again has the place in front once more; all are looked through.
     """
     text = _PLACE.sub("", text, count=1)
-    text = text.split(" script: ", 1)[0]  # 7.0+ names the script behind the words
+    text = _PLACE_BEHIND.sub("", text)
+    text = _DENIED.sub("NOPERM ", text)  # which has other words inside a script
     code = text.split(" ", 1)[0]
     if code.startswith("-"):  # 6.2 keeps the dash of a nested reply
         code = code[1:]

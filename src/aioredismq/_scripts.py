@@ -13,10 +13,17 @@ from dataclasses import dataclass
 from importlib.resources import files
 from typing import TYPE_CHECKING
 
+from ._errors import PermissionDeniedError, ServerError, server_error
 from ._wire import pack
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+_by_digest: dict[str, Script] = {}
+_PLACE = re.compile(
+    r"(?:f_|script: )(?P<digest>[0-9a-f]{40}).*?@user_script:(?P<line>\d+)"
+)
+_CALL = re.compile(r"redis\.p?call\(\s*'(\w+)'(?:, '(\w+)')?")
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +54,34 @@ def _load(name: str) -> Script:
     parts = [(folder / f"{fragment}.lua").read_text("utf-8") for fragment in shared]
     whole = "\n".join([*parts, text]).encode()
     digest = hashlib.sha1(whole, usedforsecurity=False).hexdigest()
-    return Script(name, whole, digest.encode())
+    script = _by_digest[digest] = Script(name, whole, digest.encode())
+    return script
+
+
+def reply_error(text: str) -> ServerError:
+    """Make the error for an error reply, and name the command a script was denied.
+
+    Redis 6.2 and 7.0 say only that there is one.
+    """
+    error = server_error(text)
+    if not isinstance(error, PermissionDeniedError) or "can't run this" not in text:
+        return error
+    named = PermissionDeniedError(f"{error} ({_denied(text)})")
+    named.code = error.code
+    return named
+
+
+def _denied(text: str) -> str:
+    """Look up what stands at the place in the script that an error names."""
+    place = _PLACE.search(text)
+    script = None if place is None else _by_digest.get(place["digest"])
+    if place is not None and script is not None:
+        following = script.text.decode().split("\n")[int(place["line"]) - 1 :]
+        call = _CALL.search("\n".join(following))
+        if call is not None:
+            words = " ".join(word for word in call.groups() if word)
+            return f"{words.lower()!r}, which {script.name} needs"
+    return "`ACL LOG` on the server says which"
 
 
 APPEND = _load("append")

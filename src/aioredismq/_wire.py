@@ -16,6 +16,7 @@ import hiredis
 
 from ._errors import (
     ConnectionLostError,
+    ServerError,
     UnsupportedServerError,
     server_error,
 )
@@ -57,6 +58,7 @@ class Wire(asyncio.Protocol):
         reply_timeout: float,
         on_lost: Callable[[], None] | None = None,
         on_push: Callable[[list[Any]], None] | None = None,
+        reply_error: Callable[[str], ServerError] = server_error,
     ) -> None:
         """Take over a connection on which no reply is outstanding.
 
@@ -67,6 +69,7 @@ class Wire(asyncio.Protocol):
                 which the line counts as dead.
             on_lost: Called once when the connection ends, whoever ended it.
             on_push: Called with each published message (`[b"message", channel, data]`).
+            reply_error: Makes the error for an error reply.
         """
         self._loop = asyncio.get_running_loop()
         self._writer = writer
@@ -74,9 +77,7 @@ class Wire(asyncio.Protocol):
         self._on_lost = on_lost
         self._on_push = on_push
         self._waiting: deque[Callable[[Any], None]] = deque()
-        self._reader = hiredis.Reader(
-            replyError=server_error, notEnoughData=_INCOMPLETE
-        )
+        self._reader = hiredis.Reader(replyError=reply_error, notEnoughData=_INCOMPLETE)
         self._error: ConnectionLostError | None = None
         self._progress = 0.0
         self._watch: asyncio.TimerHandle | None = None
