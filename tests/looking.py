@@ -11,7 +11,9 @@ import anyio
 from redis.exceptions import ResponseError
 
 from aioredismq import Connection, Message
+from aioredismq._history import handed_back
 from aioredismq._keys import QueueKeys
+from aioredismq._member import Member, Move
 from aioredismq._message import Entry
 from aioredismq._stream import Stream
 from tests.support import eventually
@@ -20,6 +22,7 @@ if TYPE_CHECKING:
     import asyncio
     from collections.abc import AsyncIterator, Sequence
 
+    from aioredismq._member import Where
     from tests.support import Client
 
 
@@ -153,6 +156,34 @@ async def deliver(
     [[_, rows]] = await client.xreadgroup(
         group, consumer, {stream.keys.stream: ">"}, count=len(bodies)
     )
+    return _entries(rows)
+
+
+async def hand_back(
+    stream: Stream,
+    client: Client,
+    group: str,
+    count: int,
+    *,
+    delay: float | None = None,
+) -> None:
+    """Put messages where what comes back to the group is, untried, by another consumer.
+
+    Their bodies are what the stream holds undelivered; there must be so many.
+    """
+    [[_, rows]] = await client.xreadgroup(
+        group, "another", {stream.keys.stream: ">"}, count=count
+    )
+    where: Where = "lane" if delay is None else "later"
+    another = Member(stream, group, "another")
+    moves = [
+        Move(entry, where, handed_back(entry), delay or 0.0) for entry in _entries(rows)
+    ]
+    assert await another.move(moves) == [True] * count
+    assert await another.forget()
+
+
+def _entries(rows: Sequence[tuple[bytes, dict[bytes, bytes]]]) -> list[Entry]:
     return [
         Entry(
             entry_id, [part for pair in fields.items() for part in pair], in_lane=False

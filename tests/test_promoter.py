@@ -10,10 +10,10 @@ from anyio import create_task_group, fail_after
 from aioredismq import WrongKeyTypeError
 from aioredismq import _promoter as room_of_promoter
 from aioredismq import _scripts as scripts
-from aioredismq._member import Member, Move
+from aioredismq._member import Member
 from aioredismq._promoter import Promoter
 from aioredismq.testing import FaultyLine
-from tests.looking import deliver, left, opened_stream
+from tests.looking import hand_back, left, opened_stream
 from tests.support import eventually
 
 if TYPE_CHECKING:
@@ -21,7 +21,6 @@ if TYPE_CHECKING:
 
     from redis.asyncio import Redis
 
-    from aioredismq._member import Where
     from aioredismq._message import Entry
     from aioredismq._stream import Stream
 
@@ -65,13 +64,9 @@ class Promoting:
 
     async def hand_back(self, count: int, *, delay: float | None = None) -> None:
         """Put messages where what comes back to the group is, by way of another consumer."""
-        entries = await deliver(
-            self.stream, self.client, GROUP, "another", *[b"x"] * count
-        )
-        where: Where = "lane" if delay is None else "later"
-        moves = [Move(one, where, one.fields, delay or 0.0) for one in entries]
-        another = Member(self.stream, GROUP, "another")
-        assert await another.move(moves) == [True] * count
+        for _ in range(count):
+            await self.client.xadd(self.stream.keys.stream, {"body": b"x"})
+        await hand_back(self.stream, self.client, GROUP, count, delay=delay)
 
 
 @asynccontextmanager

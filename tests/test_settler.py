@@ -10,8 +10,8 @@ from anyio import create_task_group, fail_after
 from redis.asyncio import Redis
 
 from aioredismq._held import Held
-from aioredismq._message import Entry
 from aioredismq._member import Member
+from aioredismq._message import Entry
 from aioredismq._outcome import Ack, DeadLetter, Failure, Release, Retry
 from aioredismq._settler import Settler
 from tests.looking import Left, dead_letters, deliver, left, opened_stream

@@ -8,7 +8,8 @@ The floors, from the ground up; imports go down only:
 4. `_scripts` `_bell`: what is said on it, and what is heard
 5. `_link` `_connection`: a wire that mends itself; all of an application's wires
 6. `_stream` `_batcher` `_channel`: every operation on a queue, named by what it means
-7. `_reader` `_promoter` `_dispatcher` `_invoker` `_puller` `_settler` `_reporter`: one task each
+7. `_reader` `_promoter` `_dispatcher` `_invoker` `_puller` `_settler` `_reporter`
+   `_lease` `_recoverer` `_watcher`: one task each
 8. `_producer` `_consumer`: where they are wired
 9. `_queue` `_running`: the face
 10. `_cli`, `testing`: doors of their own

@@ -23,6 +23,7 @@ from ._reader import LONGEST_BLOCK, Reader
 from ._recoverer import Recoverer
 from ._reporter import Reporter
 from ._settler import Settler
+from ._watcher import Watcher
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
@@ -145,6 +146,7 @@ class Assembly:
             settle=self._settle_recovered,
             mend=self._mend,
         )
+        self._watcher = Watcher(self._refuse_deleted)
         self._crew = CancelScope()
         self._crew_ended = asyncio.Event()
         self._no_more_comes_back = asyncio.Event()
@@ -172,9 +174,10 @@ class Assembly:
             self._lease.run,
             self._reader.run,
             self._bring_back,
+            self._watcher.run,
         ):
             tasks.start_soon(self._guard, run)
-        self._channel.connection.bell.add(self._stream.keys.bell, self._promoter.ring)
+        self._channel.connection.bell.add(self._stream.keys.bell, self._ring)
 
     async def drain(self, shutdown_timeout: float) -> None:
         """Stop reading, hand back what was not started, let handlers finish.
@@ -208,9 +211,11 @@ class Assembly:
         self._settler.close()
         self._lease.close()
         if self._tasks is not None:
-            self._channel.connection.bell.remove(
-                self._stream.keys.bell, self._promoter.ring
-            )
+            self._channel.connection.bell.remove(self._stream.keys.bell, self._ring)
+
+    def _ring(self) -> None:
+        self._promoter.ring()
+        self._watcher.ring()
 
     def _stop_intake(self) -> None:
         self._recoverer.stop()
@@ -325,17 +330,19 @@ class Assembly:
 
     async def _mend(self) -> None:
         """Make the group again; raises when it was deleted on purpose."""
+        await self._refuse_deleted()
+        self._generation = await self._open_group(again=True)
         name = self._stream.keys.name
-        if self._generation is not None and await self._stream.was_deleted(
-            self._generation
-        ):
+        logger.warning("group %s of %s was gone: made again", self._member.group, name)
+
+    async def _refuse_deleted(self) -> None:
+        generation = self._generation
+        if generation is not None and await self._stream.was_deleted(generation):
             msg = (
-                f"queue {name!r} or its group {self._member.group!r} was deleted while it was "
-                "consumed"
+                f"queue {self._stream.keys.name!r} or its group {self._member.group!r} was "
+                "deleted while it was consumed"
             )
             raise QueueDeletedError(msg) from None
-        self._generation = await self._open_group(again=True)
-        logger.warning("group %s of %s was gone: made again", self._member.group, name)
 
 
 def _dispatcher(
