@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from functools import partial
 from typing import TYPE_CHECKING
 
 from anyio import move_on_after
@@ -173,10 +174,11 @@ class Reader:
         if self._wire is not None and not self._wire.is_lost:
             return
         self._wire = await self._open_wire()
+        ask = partial(exchange, self._wire, "CLIENT", within=LONGEST_BLOCK)
         try:
-            self._wire_id = await exchange(
-                self._wire, "CLIENT", "ID", within=LONGEST_BLOCK
-            )
+            self._wire_id = await ask("ID")
+            # Found out now, as a read that cannot be woken must be a short one.
+            await ask("UNBLOCK", self._wire_id)
         except (PermissionDeniedError, CommandRefusedError):
             self._wire_id = None
         # A read whose reply was lost has left entries pending under this name, unseen.
