@@ -50,9 +50,9 @@ from ._errors import (
 from ._message import Message, Record
 from ._outcome import Failure
 from ._producer import Producer
-from ._queue import Health, RedisMessageQueue
+from ._queue import RedisMessageQueue
 from ._retry import ExponentialBackoff, NoRetry, RetryPolicy
-from ._running import consuming, run
+from ._running import Health, consuming, run
 from ._stream import GroupInfo
 
 __all__ = [

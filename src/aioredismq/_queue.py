@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar, overload
 
 from anyio import CancelScope
@@ -33,19 +32,6 @@ if TYPE_CHECKING:
     from ._stream import GroupInfo, Stream
 
 _Handler = TypeVar("_Handler", bound="Callable[..., Any]")
-
-
-@dataclass(frozen=True, slots=True)
-class Health:
-    """Whether a queue works, for probes.
-
-    Attributes:
-        healthy: No problem is known.
-        problems: Each in one line.
-    """
-
-    healthy: bool
-    problems: tuple[str, ...]
 
 
 class RedisMessageQueue:
@@ -379,7 +365,7 @@ class RedisMessageQueue:
         """
         return await self._require_stream().delete()
 
-    def health(self) -> Health:
+    def health(self) -> running.Health:
         """Say whether it works, without asking the server: for liveness and readiness probes."""
         problems = [
             f"consumer of group {consumer.group!r} has ended: {consumer.error}"
@@ -389,7 +375,7 @@ class RedisMessageQueue:
         if self._stream is None:
             problems.append("not initialized")
         problems += [str(failure) for failure in self.channel.connection.failures]
-        return Health(not problems, tuple(problems))
+        return running.Health(not problems, tuple(problems))
 
     def _require_stream(self) -> Stream:
         if self._stream is None:

@@ -7,6 +7,7 @@ import logging
 import signal
 from collections import Counter
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from anyio import CancelScope, create_task_group, open_signal_receiver
@@ -20,6 +21,19 @@ if TYPE_CHECKING:
     from ._queue import RedisMessageQueue
 
 logger = logging.getLogger("aioredismq")
+
+
+@dataclass(frozen=True, slots=True)
+class Health:
+    """Whether a queue works, for probes.
+
+    Attributes:
+        healthy: No problem is known.
+        problems: Each in one line.
+    """
+
+    healthy: bool
+    problems: tuple[str, ...]
 
 
 class Crew:
