@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import anyio
 import pytest
 
+from aioredismq import WrongLoopError
 from aioredismq._host import Host
 
 if TYPE_CHECKING:
@@ -188,6 +189,63 @@ async def test_a_clean_up_that_fails_under_a_cancelled_start_is_no_noise(
         await asyncio.sleep(0)
         gc.collect()
     assert not complaints
+
+
+async def test_an_error_that_was_waited_for_is_no_noise_either(body: Body) -> None:
+    """Whoever waited knows where to look for it."""
+    complaints: list[dict[str, Any]] = []
+    asyncio.get_running_loop().set_exception_handler(
+        lambda _, context: complaints.append(context)
+    )
+    body.fails_at_farewell = True
+    body.may_end.set()
+
+    async def run() -> None:
+        host = Host("host", body)
+        await host.start()
+        await host.ended()
+        assert host.error is not None
+
+    await run()
+
+    for _ in range(3):
+        await asyncio.sleep(0)
+        gc.collect()
+    assert not complaints
+
+
+async def test_an_error_that_nobody_waited_for_is_reported(body: Body) -> None:
+    """By asyncio, as that of any other task: it must not get lost."""
+    complaints: list[dict[str, Any]] = []
+    asyncio.get_running_loop().set_exception_handler(
+        lambda _, context: complaints.append(context)
+    )
+    body.fails_at_farewell = True
+
+    async def run() -> None:
+        await Host("host", body).start()
+        body.may_end.set()
+        await asyncio.sleep(0.01)
+
+    await run()
+
+    for _ in range(3):
+        await asyncio.sleep(0)
+        gc.collect()
+    assert len(complaints) == 1
+
+
+async def test_another_loop_cannot_wait_for_the_end(body: Body) -> None:
+    """It would wait for ever: there the end is never seen."""
+    host = Host("host", body)
+    await host.start()
+
+    for call in (host.ended, host.join):
+        with pytest.raises(WrongLoopError, match="only there"):
+            await anyio.to_thread.run_sync(lambda call=call: asyncio.run(call()))
+
+    body.may_end.set()
+    await host.join()
 
 
 async def test_who_waits_for_the_end_may_be_cancelled(body: Body) -> None:

@@ -62,8 +62,7 @@ class Host:
         try:
             await self._ready.wait()
         except BaseException:
-            # So that asyncio does not report it as never seen.
-            self._task.add_done_callback(lambda _: self.error)
+            self._task.add_done_callback(lambda _: self.error)  # see `ended`
             self.cancel()
             with CancelScope(shield=True):
                 await self.ended()
@@ -96,18 +95,23 @@ class Host:
             self._task.result()
 
     async def ended(self) -> None:
-        """Wait for the end of the body, whatever it ends with.
+        """Wait for the end of the body, whatever it ends with; `error` tells.
 
         Raises:
             WrongLoopError: It runs on another loop, or in the parent process, and would never
                 be seen to end here.
         """
-        if self._task is None or self._task.done():
+        if self._task is None:
             return
-        if self._task.get_loop() is not asyncio.get_running_loop():
+        if (
+            not self._task.done()
+            and self._task.get_loop() is not asyncio.get_running_loop()
+        ):
             msg = (
                 f"{self._name} runs on another event loop, or in the process this one was "
                 "forked from: only there can it be stopped"
             )
             raise WrongLoopError(msg)
         await asyncio.wait({self._task})
+        # Whoever waited looks at `error` when he likes: asyncio need not report it as never seen.
+        _ = self.error
