@@ -102,6 +102,17 @@ class Load:
         await eventually(lambda: not ledger.lost and not ledger.running, limit)
         await eventually(lambda: not any(item.held for item in self.consumers), limit)
 
+    async def write_off(self) -> set[int]:
+        """Name what the servers have taken away themselves, and count it no more as accepted.
+
+        It was accepted before, and for longer than any recovery takes nobody has handled it.
+        """
+        accepted = set(self.ledger.accepted)
+        await asyncio.sleep(3 * VISIBILITY)
+        gone = accepted & self.ledger.lost
+        self.ledger.accepted -= gone
+        return gone
+
     def pause(self) -> None:
         """Produce nothing for now; what is under way goes on."""
         self._may_produce.clear()

@@ -144,6 +144,11 @@ class Faults:
         await run_sync(self._server.kill)
         await self._for_a_while(0.5)
         await run_sync(self._server.start)
+        await eventually(self._is_loaded, 10)
+
+    async def _is_loaded(self) -> bool:
+        about = await run_sync(self._server.command, "INFO", "persistence")
+        return "loading:0" in str(about)
 
     async def _pause(self) -> None:
         await run_sync(self._server.pause)
