@@ -103,15 +103,16 @@ class Host:
         """
         if self._task is None:
             return
-        if (
-            not self._task.done()
-            and self._task.get_loop() is not asyncio.get_running_loop()
-        ):
+        if not self._task.done():
+            await self._wait_for(self._task)
+        # Whoever waited looks at `error` when he likes: asyncio need not report it as never seen.
+        _ = self.error
+
+    async def _wait_for(self, task: asyncio.Task[None]) -> None:
+        if task.get_loop() is not asyncio.get_running_loop():
             msg = (
                 f"{self._name} runs on another event loop, or in the process this one was "
                 "forked from: only there can it be stopped"
             )
             raise WrongLoopError(msg)
-        await asyncio.wait({self._task})
-        # Whoever waited looks at `error` when he likes: asyncio need not report it as never seen.
-        _ = self.error
+        await asyncio.wait({task})
