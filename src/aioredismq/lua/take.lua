@@ -1,6 +1,6 @@
 -- take: give a consumer what has come back to its group, as far as it has room.
--- First what the lane holds: that read also proves that the lane's group exists. Then what is due
--- moves to the lane; then the room that is left.
+-- First what the lane holds: that read also proves that the lane's group exists, and lets the rest
+-- pass under a full memory. Then what is due moves to the lane; then the room that is left.
 -- Delayed messages of the stream itself move to the stream, for every group.
 -- KEYS[1] lane   KEYS[2] delayed set of the group   KEYS[3] its fields
 -- KEYS[4] stream   KEYS[5] delayed set of the stream   KEYS[6] its fields
@@ -53,7 +53,6 @@ end
 
 local entries, more = {}, 0
 if redis.call('EXISTS', KEYS[1], KEYS[2]) > 0 then
-  redis.pcall('XACK', KEYS[1], ARGV[1], '0-0')  -- passes under a full memory: then the rest does
   entries = read(room)
   local left = room - #entries
   if left > 0 and promote(KEYS[2], KEYS[3], KEYS[1], left) > 0 then
