@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import anyio
 from redis.exceptions import ResponseError
 
-from aioredismq import Connection, Message
+from aioredismq import Connection, ExponentialBackoff, Message
 from aioredismq._history import handed_back
 from aioredismq._keys import QueueKeys
 from aioredismq._member import Member, Move
@@ -24,6 +24,10 @@ if TYPE_CHECKING:
 
     from aioredismq._member import Where
     from tests.support import Client
+
+
+AT_ONCE = ExponentialBackoff(initial=0)
+"""Tries again without waiting, so that a test does not wait either."""
 
 
 class Handled:

@@ -26,7 +26,7 @@ from aioredismq import (
 )
 from aioredismq import _consumer as room_of_consumer
 from aioredismq.testing import FaultyLine
-from tests.looking import NOTHING, Handled, Left, Messages, deliver, left
+from tests.looking import AT_ONCE, NOTHING, Handled, Left, Messages, deliver, left
 from tests.support import eventually
 
 if TYPE_CHECKING:
@@ -589,7 +589,8 @@ async def test_an_error_in_the_block_of_a_pulled_message_is_tried_again(
 ) -> None:
     """As a handler's would be."""
     attempts: list[int] = []
-    async with opened(url, name) as queue, Consumer(queue, None) as consumer:
+    config = ConsumerConfig(retry=AT_ONCE)
+    async with opened(url, name) as queue, Consumer(queue, None, config) as consumer:
         await queue.produce("hello")
         async for message in consumer:
             attempts.append(message.attempt)

@@ -14,7 +14,7 @@ from aioredismq import (
     Producer,
     RedisMessageQueue,
 )
-from tests.looking import NOTHING, Handled, Messages, left
+from tests.looking import AT_ONCE, NOTHING, Handled, Messages, left
 from tests.support import eventually
 
 if TYPE_CHECKING:
@@ -291,7 +291,8 @@ async def test_a_retry_goes_before_a_full_stream(queue: RedisMessageQueue) -> No
             raise ValueError("not yet")
 
     await queue.produce_many(range(1500))
-    async with Consumer(queue, handler, ConsumerConfig(concurrency=4)):
+    config = ConsumerConfig(concurrency=4, retry=AT_ONCE)
+    async with Consumer(queue, handler, config):
         await eventually(lambda: (0, 3) in order)
         at = order.index((0, 3))
 

@@ -20,7 +20,7 @@ from aioredismq import (
     RejectMessage,
     RetryMessage,
 )
-from tests.looking import NOTHING, Handled, Messages, dead_letters, left
+from tests.looking import AT_ONCE, NOTHING, Handled, Messages, dead_letters, left
 from tests.support import eventually
 
 if TYPE_CHECKING:
@@ -63,7 +63,7 @@ async def emptied(look: Client, queue: RedisMessageQueue) -> None:
 async def test_a_failing_message_is_tried_again_at_once(
     queue: RedisMessageQueue, look: Client
 ) -> None:
-    """Under its id, with its attempts counted, until it is handled."""
+    """Where no wait is asked for: under its id, with its attempts counted, until it is handled."""
     seen: list[tuple[str, int]] = []
 
     async def handler(message: Message) -> None:
@@ -71,7 +71,7 @@ async def test_a_failing_message_is_tried_again_at_once(
         if message.attempt < 4:
             raise ValueError("not yet")
 
-    async with Consumer(queue, handler):
+    async with Consumer(queue, handler, ConsumerConfig(retry=AT_ONCE)):
         begun = time.monotonic()
         message_id = await queue.produce("hello")
         await eventually(lambda: len(seen) == 4)
@@ -87,7 +87,7 @@ async def test_what_fails_too_often_becomes_a_dead_letter(
 ) -> None:
     """With its body, headers, reason, words, attempts, group and original id."""
     handled = Handled(error=ValueError("no such customer"))
-    async with Consumer(queue, handled, ConsumerConfig(max_attempts=3)):
+    async with Consumer(queue, handled, ConsumerConfig(max_attempts=3, retry=AT_ONCE)):
         message_id = await queue.produce({"n": 1}, headers={"trace": "abc"})
         [letter] = await buried(look, queue)
 
@@ -160,7 +160,7 @@ async def test_a_failure_in_one_group_is_no_other_groups_business(
     failing, fine = Handled(error=ValueError("no")), Messages()
     await queue.produce("hello")
     async with (
-        Consumer(queue, failing, ConsumerConfig(max_attempts=3)),
+        Consumer(queue, failing, ConsumerConfig(max_attempts=3, retry=AT_ONCE)),
         Consumer(queue, fine, ConsumerConfig(group="fine")),
     ):
         [letter] = await buried(look, queue)
@@ -193,7 +193,7 @@ async def test_many_failures_are_as_many_dead_letters(
 ) -> None:
     """None is lost on its way, and none is put aside twice."""
     handled = Handled(error=ValueError("no"))
-    config = ConsumerConfig(max_attempts=2, concurrency=32)
+    config = ConsumerConfig(max_attempts=2, concurrency=32, retry=AT_ONCE)
     async with Consumer(queue, handled, config):
         ids = await queue.produce_many(range(300))
         letters = await buried(look, queue, 300)
@@ -215,7 +215,9 @@ async def test_without_failover_what_fails_for_good_is_dropped(
     async def callback(message: Message, failure: Failure) -> None:
         told.append((message.id, failure))
 
-    config = ConsumerConfig(failover=False, failover_callback=callback, max_attempts=2)
+    config = ConsumerConfig(
+        failover=False, failover_callback=callback, max_attempts=2, retry=AT_ONCE
+    )
     async with Consumer(queue, Handled(error=ValueError("no")), config):
         message_id = await queue.produce("hello")
         await eventually(lambda: bool(told))
@@ -419,7 +421,8 @@ async def test_each_message_of_a_batch_can_be_settled_by_itself(
             elif message.body == "reject":
                 message.reject("never")
 
-    async with Consumer(queue, handler, ConsumerConfig(concurrency=1)):
+    config = ConsumerConfig(concurrency=1, retry=AT_ONCE)
+    async with Consumer(queue, handler, config):
         await queue.produce_many(["ack", "retry", "reject", "unmarked"])
         [letter] = await buried(look, queue)
         await eventually(lambda: ("retry", 2) in seen)
@@ -448,7 +451,8 @@ async def test_half_a_batch_can_fail(queue: RedisMessageQueue, look: Client) -> 
             message.ack()
 
     await queue.produce_many(range(10))
-    async with Consumer(queue, handler, ConsumerConfig(concurrency=1)):
+    config = ConsumerConfig(concurrency=1, retry=AT_ONCE)
+    async with Consumer(queue, handler, config):
         await eventually(lambda: len(done) == 10)
         await emptied(look, queue)
 
@@ -506,7 +510,9 @@ async def test_a_handler_that_hangs_is_cancelled_and_has_failed(
 ) -> None:
     """It frees its slot, and counts its attempt."""
     handled = Handled(takes=60)
-    config = ConsumerConfig(handler_timeout=0.03, max_attempts=2, concurrency=1)
+    config = ConsumerConfig(
+        handler_timeout=0.03, max_attempts=2, concurrency=1, retry=AT_ONCE
+    )
     async with Consumer(queue, handled, config):
         await queue.produce("hello")
         [letter] = await buried(look, queue)

@@ -10,7 +10,7 @@ import anyio
 import pytest
 
 from aioredismq import Consumer, ConsumerConfig, Message, RedisMessageQueue
-from tests.looking import NOTHING, Handled, Left, Messages, hand_back, left
+from tests.looking import AT_ONCE, NOTHING, Handled, Left, Messages, hand_back, left
 from tests.support import eventually
 
 if TYPE_CHECKING:
@@ -262,7 +262,7 @@ async def test_an_attempt_that_failed_before_still_counts_after_a_hand_back(
         await anyio.sleep(60)
 
     message_id = await queue.produce("hello")
-    config = ConsumerConfig(shutdown_timeout=0)
+    config = ConsumerConfig(shutdown_timeout=0, retry=AT_ONCE)
     for times in (2, 3):
         async with Consumer(queue, handler, config):
             await eventually(partial(reached, seen, times))

@@ -1,0 +1,352 @@
+from __future__ import annotations
+
+import asyncio
+import logging
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Any
+
+from redis.asyncio import Redis
+
+from aioredismq import Consumer, ConsumerConfig, Message, RedisMessageQueue
+from aioredismq._keys import QueueKeys
+from tests.looking import AT_ONCE, NOTHING, Handled, Left, Messages, left
+from tests.support import eventually
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    import pytest
+
+    from aioredismq._assembly import Assembly
+    from aioredismq._member import Taken
+    from aioredismq.testing import RedisServer
+
+
+@asynccontextmanager
+async def opened(url: str, name: str) -> AsyncIterator[RedisMessageQueue]:
+    """Open a queue, and remove it afterwards."""
+    async with RedisMessageQueue(name, url) as queue:
+        yield queue
+        await queue.delete()
+
+
+def inside(consumer: Consumer) -> Assembly:
+    """Look into a started consumer."""
+    assert consumer._assembly is not None
+    return consumer._assembly
+
+
+async def calls(client: Redis, command: str) -> int:
+    """Count how often a command was called."""
+    stats = await client.info("commandstats")
+    return int(stats.get(f"cmdstat_{command}", {"calls": 0})["calls"])
+
+
+# How they are wired.
+
+
+async def test_fast_handlers_are_fed_by_few_reads(
+    own_server: RedisServer, name: str
+) -> None:
+    """Hundreds of messages a read, and one acknowledgement for as many."""
+    handled = Handled()
+    async with (
+        Redis.from_url(own_server.url, protocol=2) as client,
+        opened(own_server.url, name) as queue,
+    ):
+        await queue.produce_many(range(10_000))
+        reads, acks = await calls(client, "xreadgroup"), await calls(client, "xack")
+        async with Consumer(queue, handled, ConsumerConfig(concurrency=64)):
+            await handled.until(10_000, limit=15)
+
+        assert await calls(client, "xreadgroup") - reads < 100
+        assert await calls(client, "xack") - acks < 400
+
+
+async def test_what_comes_back_goes_before_a_full_stream(
+    url: str, name: str, client: Redis
+) -> None:
+    """Whatever room there is, it gets first: the stream would always fill it."""
+    handled = Handled(takes=0.002)
+    config = ConsumerConfig(concurrency=1)
+    async with opened(url, name) as queue:
+        await queue.produce_many(range(400))
+        async with Consumer(queue, handled, config) as consumer:
+            await handled.until(50)
+            for _ in range(20):
+                await client.xadd(QueueKeys(name).lane(consumer.group), {"body": '"b"'})
+
+            before = len(handled.bodies)
+            inside(consumer)._promoter.ring()
+            await eventually(lambda: handled.bodies.count("b") == 20)
+            between = len(handled.bodies) - before - 20
+
+            await handled.until(420)
+
+    assert between < 100
+
+
+async def test_a_read_that_asks_for_room_the_lane_has_taken_asks_again(
+    url: str, name: str, client: Redis
+) -> None:
+    """Otherwise more would be held than there is room for."""
+    handled = Handled()
+    handled.gate = asyncio.Event()
+    config = ConsumerConfig(concurrency=4)
+    async with opened(url, name) as queue, Consumer(queue, handled, config) as consumer:
+        await eventually(lambda: inside(consumer)._reader.asked == 4)
+        for number in range(3):
+            await client.xadd(QueueKeys(name).lane(consumer.group), {"body": number})
+
+        inside(consumer)._promoter.ring()
+
+        await handled.until(3)
+        await eventually(lambda: inside(consumer)._reader.asked == 1)
+        handled.gate.set()
+
+
+async def test_the_bell_brings_what_comes_back_at_once(
+    url: str, name: str, client: Redis
+) -> None:
+    """A retry of one consumer is taken by an idle one; nobody polls."""
+    messages = Messages()
+    async with opened(url, name) as queue:
+        await queue.produce_many(range(3))
+        async with Consumer(queue, messages, ConsumerConfig(group="idle")) as idle:
+            await messages.until(3)
+            lane = QueueKeys(name).lane("idle")
+            await client.xadd(lane, {"body": "42", "mq-id": "1-1", "mq-attempt": "1"})
+
+            inside(idle)._channel.connection.bell._ring(QueueKeys(name).bell)
+
+            await messages.until(4, limit=1)
+
+    assert messages.seen[-1].body == 42
+    assert (messages.seen[-1].id, messages.seen[-1].attempt) == ("1-1", 2)
+
+
+async def test_what_a_look_brings_while_it_stops_is_handed_back(
+    url: str, name: str, client: Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The last word is not said before the last answer has come."""
+    handled = Handled()
+    answered, go_on = asyncio.Event(), asyncio.Event()
+    async with opened(url, name) as queue:
+        consumer = Consumer(queue, handled)
+        await consumer.start()
+        member = inside(consumer)._member
+        await eventually(lambda: inside(consumer)._reader.asked > 0)
+        await queue.produce_many(range(3))
+        await handled.until(3)
+        take = member.take
+
+        async def slow(room: int) -> Taken:
+            taken = await take(room)
+            answered.set()
+            await go_on.wait()
+            return taken
+
+        monkeypatch.setattr(member, "take", slow)
+        await client.xadd(QueueKeys(name).lane(consumer.group), {"body": "42"})
+        inside(consumer)._promoter.ring()
+        await eventually(answered.is_set)
+        assert (await left(client, name)).pending_lane == 1
+
+        stopping = asyncio.ensure_future(consumer.stop())
+        await asyncio.sleep(0.02)
+        go_on.set()
+        await stopping
+
+        assert handled.bodies == [0, 1, 2]
+        assert await left(client, name) == Left(undelivered_lane=1)
+
+
+async def test_what_a_read_brings_while_it_stops_is_handed_back(
+    url: str, name: str, client: Redis
+) -> None:
+    """Delivered after the intake was closed: not started, and not kept."""
+    handled = Handled()
+    async with opened(url, name) as queue:
+        consumer = Consumer(queue, handled)
+        await consumer.start()
+        assembly = inside(consumer)
+        await eventually(lambda: assembly._reader.asked > 0)
+        assembly._stop_intake()
+
+        await client.xadd(name, {"body": "1"})
+        await eventually(lambda: assembly._reader.asked == 0)
+        await consumer.stop()
+
+        assert handled.bodies == []
+        assert await left(client, name) == Left(undelivered_lane=1)
+
+
+async def test_the_failover_callback_gets_the_message_as_it_failed(
+    url: str, name: str
+) -> None:
+    """With the attempt that failed, body and headers."""
+    told: list[Message] = []
+
+    async def callback(message: Message, failure: object) -> None:
+        told.append(message)
+
+    config = ConsumerConfig(max_attempts=3, failover_callback=callback, retry=AT_ONCE)
+    handled = Handled(error=ValueError("no"))
+    async with opened(url, name) as queue, Consumer(queue, handled, config):
+        message_id = await queue.produce({"n": 1}, headers={"trace": "abc"})
+        await eventually(lambda: bool(told))
+
+    [message] = told
+    assert (message.id, message.attempt) == (message_id, 3)
+    assert message.body == {"n": 1}
+    assert message.headers == {"trace": "abc"}
+
+
+async def test_a_leave_that_cannot_be_taken_is_said(
+    url: str,
+    name: str,
+    caplog: pytest.LogCaptureFixture,
+    client: Redis,
+) -> None:
+    """Somebody has put an entry under its name: the name stays, or the entry would be lost."""
+    async with opened(url, name) as queue:
+        consumer = Consumer(queue, Handled())
+        await consumer.start()
+        await eventually(lambda: inside(consumer)._reader.asked > 0)
+        lane = QueueKeys(name).lane(consumer.group)
+        await client.xgroup_create(lane, consumer.group, "0", mkstream=True)
+        await client.xadd(lane, {"body": "1"})
+        await client.xreadgroup(consumer.group, consumer.name, {lane: ">"})
+
+        await consumer.stop()
+
+        assert (await left(client, name)).pending_lane == 1
+        assert "leaves pending messages behind" in caplog.text
+
+
+async def test_a_task_that_cannot_go_on_ends_the_consumer_in_order(
+    url: str, name: str, client: Redis, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Somebody put something else in the lane's place: handlers finish, and it says why."""
+    handled = Handled()
+    handled.gate = asyncio.Event()
+    lane = QueueKeys(name).lane(f"{name}_group")
+    async with opened(url, name) as queue:
+        consumer = Consumer(queue, handled)
+        await consumer.start()
+        await queue.produce("hello")
+        await handled.until(1)
+        await client.set(lane, "something else")
+
+        inside(consumer)._promoter.ring()
+        await eventually(lambda: consumer.error is not None)
+        assert handled.running == 1
+        handled.gate.set()
+        await consumer.ended()
+
+        assert "WRONGTYPE" in str(consumer.error)
+        assert await client.xlen(name) == 0
+        errors = [one for one in caplog.records if one.levelno == logging.ERROR]
+        assert len(errors) == 1
+        await client.delete(lane)
+
+
+# The original's streams.
+
+
+async def original_entries(client: Redis, name: str, *bodies: str) -> list[bytes]:
+    """Write a stream as the JavaScript library does: a marker, then the text as field name."""
+    await client.xadd(
+        name, {f'{{"queueInitialized":true,"queueName":"{name}"}}': "0.123"}
+    )
+    return [await client.xadd(name, {body: "0.456"}) for body in bodies]
+
+
+async def test_the_originals_messages_are_handled_and_its_marker_is_not(
+    url: str, name: str, client: Redis
+) -> None:
+    """Its stream is taken over as it is, with its default group."""
+    messages = Messages()
+    ids = await original_entries(client, name, '{"n":1}', '"text"', "[1,2]")
+    await client.xgroup_create(name, f"{name}_group", "0")
+
+    async with RedisMessageQueue(name, url, wire="original") as queue:
+        async with Consumer(queue, messages, ConsumerConfig(concurrency=1)):
+            await messages.until(3)
+
+        assert [message.body for message in messages.seen] == [{"n": 1}, "text", [1, 2]]
+        assert [message.id.encode() for message in messages.seen] == ids
+        assert await left(client, name) == NOTHING
+        await queue.delete()
+
+
+async def test_what_is_produced_for_the_original_is_written_as_it_does(
+    url: str, name: str, client: Redis
+) -> None:
+    """So its consumers can go on beside ours."""
+    async with RedisMessageQueue(name, url, wire="original") as queue:
+        await queue.produce({"n": 1})
+
+        [(_, fields)] = await client.xrange(name)
+        [record] = await queue.records()
+
+        assert list(fields) == [b'{"n":1}']
+        assert 0 <= float(fields[b'{"n":1}']) < 1
+        assert record.body == {"n": 1}
+        await queue.delete()
+
+
+async def test_a_failure_of_the_originals_messages_is_tried_again_and_buried(
+    url: str, name: str, client: Redis
+) -> None:
+    """As any other: its text comes back as it was."""
+    attempts: list[int] = []
+
+    async def handler(body: dict[str, Any], message: Message) -> None:
+        attempts.append(message.attempt)
+        raise ValueError("no")
+
+    await original_entries(client, name, '{"n":1}')
+    async with RedisMessageQueue(name, url, wire="original") as queue:
+        async with Consumer(
+            queue, handler, ConsumerConfig(max_attempts=2, retry=AT_ONCE)
+        ):
+            await eventually(lambda: len(attempts) == 2)
+
+        [(_, letter)] = await client.xrange(QueueKeys(name).dead)
+        assert b'{"n":1}' in letter
+        assert letter[b"mq-reason"] == b"attempts"
+        assert attempts == [1, 2]
+        assert await left(client, name) == NOTHING
+        await queue.delete()
+
+
+async def test_what_the_original_left_pending_is_handled_once(
+    url: str, name: str, client: Redis, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A failure stays pending there for ever, with a copy in `failover_…`, which is reported."""
+    messages = Messages()
+    await original_entries(client, name, '{"n":1}')
+    group = f"{name}_group"
+    await client.xgroup_create(name, group, "0")
+    await client.xreadgroup(
+        group, "consumer", {name: ">"}
+    )  # the marker and the message
+    await client.xadd(f"failover_{name}", {'{"n":1}': "0.789"})
+
+    async with RedisMessageQueue(name, url, wire="original") as queue:
+        config = ConsumerConfig(visibility_timeout=0.5, concurrency=1)
+        async with Consumer(queue, messages, config):
+            await messages.until(1, limit=8)
+
+            async def is_empty() -> bool:
+                after = await left(client, name)
+                return (after.stream, after.pending) == (0, 0)
+
+            await eventually(is_empty, limit=8)
+
+        assert [message.body for message in messages.seen] == [{"n": 1}]
+        assert await client.xlen(f"failover_{name}") == 1
+        assert f"failover_{name} has 1 copies" in caplog.text
+        await client.delete(f"failover_{name}")
+        await queue.delete()
