@@ -551,11 +551,13 @@ async def test_a_queue_by_other_rules_is_told(url: str, name: str) -> None:
 async def test_a_key_that_is_not_a_stream_is_told(
     url: str, name: str, client: Redis
 ) -> None:
-    """It is somebody else's, and stays as it is."""
-    await client.set(name, "mine")
+    """It is somebody else's, and stays as it is: at once, or once it has become so."""
     async with producer_with(url, name) as producer:
+        await client.set(name, "mine")
         with pytest.raises(WrongKeyTypeError):
             await producer.produce(1)
+    with pytest.raises(WrongKeyTypeError, match="no queue: choose another name"):
+        await producer_with(url, name).open()
 
     assert await client.get(name) == b"mine"
     await client.delete(name)
