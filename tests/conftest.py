@@ -7,6 +7,7 @@ for several. `AIOREDISMQ_TEST_URL` names a running one instead: never one whose 
 
 from __future__ import annotations
 
+import logging
 import os
 import secrets
 from typing import TYPE_CHECKING, Any
@@ -108,6 +109,13 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         metafunc.parametrize(
             "anyio_backend", loops.values(), ids=loops, indirect=True, scope="session"
         )
+
+
+@pytest.fixture(autouse=True)
+def a_logger_nobody_has_turned_down() -> Iterator[None]:
+    """Undo what a program under test has done to the package's logger, as its process would."""
+    yield
+    logging.getLogger("aioredismq").setLevel(logging.NOTSET)
 
 
 @pytest.fixture(scope="session")

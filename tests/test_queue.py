@@ -634,3 +634,17 @@ async def test_a_consumer_that_is_not_started_yet_is_not_forgotten(
     [second] = registered.make_consumers()
 
     assert registered.consumers == [first, second]
+
+
+async def test_the_default_group_is_made_only_where_there_is_none(
+    url: str, name: str
+) -> None:
+    """A process that only produces adds no group, which would hold everything back."""
+    async with RedisMessageQueue(name, url, groups=("billing",)):
+        pass
+
+    async with RedisMessageQueue(name, url) as producing:
+        await producing.initialize()
+        groups = [group.name for group in await producing.groups()]
+
+    assert groups == ["billing"]

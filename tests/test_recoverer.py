@@ -82,7 +82,7 @@ class Recovering:
         self.mended += 1
         if self.mend_error is not None:
             raise self.mend_error
-        await self.stream.open_group(GROUP, again=True, rules={})
+        await self.stream.open_group(GROUP, how="again", rules={})
 
     def _key(self, *, in_lane: bool) -> str:
         keys = self.stream.keys

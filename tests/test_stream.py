@@ -229,7 +229,7 @@ async def test_a_group_made_again_begins_where_it_was(
     )
     await client.xgroup_destroy(name, GROUP)
 
-    await stream.open_group(GROUP, again=True, latest=True, rules={})
+    await stream.open_group(GROUP, how="again", latest=True, rules={})
 
     assert await read(client, name, GROUP) == [b"1", b"2", b"3"]
 
@@ -247,7 +247,7 @@ async def test_a_stream_made_again_is_read_from_its_beginning(
     await client.delete(name)
     await fill(client, name, 2)
 
-    await stream.open_group(GROUP, again=True, latest=True, rules={})
+    await stream.open_group(GROUP, how="again", latest=True, rules={})
 
     assert await read(client, name, GROUP) == [b"0", b"1"]
 

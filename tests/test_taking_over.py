@@ -49,7 +49,7 @@ async def test_a_running_installation_is_taken_over(
     assert sorted(body["id"] for body in handled.bodies) == ["failed", "new", "ours"]
     assert (remains.pending, remains.pending_lane) == (0, 0)
     assert await client.xlen(f"failover_{name}") == 1
-    assert f"failover_{name} has 1 copies" in caplog.text
+    assert f"failover_{name} has copies of earlier failures, 1 of them" in caplog.text
     await client.delete(f"failover_{name}")
 
 

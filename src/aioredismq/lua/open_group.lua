@@ -1,7 +1,9 @@
 -- open_group: make the stream and a group of it, unless they are there, and agree on the queue's rules.
 -- KEYS[1] stream   KEYS[2] what all users agree on (hash)
 -- ARGV[1] group, or '' for none   ARGV[2] where a new group starts (`0` or `$`)
--- ARGV[3] a new generation's name   ARGV[4] 1: the group was there and is gone, so begin at its floor
+-- ARGV[3] a new generation's name
+-- ARGV[4] `new`; `again`: the group was there and is gone, so begin at its floor; `first`: make it only
+-- where there is no group at all
 -- ARGV[5..] rules: name, value, name, value, …
 -- Returns {generation of the queue, generation of the group}, or {'mismatch', name, value in force}.
 for i = 5, #ARGV, 2 do
@@ -33,10 +35,13 @@ redis.call('XLEN', KEYS[1])  -- refuses a key that is no stream before anything 
 -- XACK passes under a full memory, and what follows a first write does: the consumers that would make
 -- room must be able to start.
 redis.pcall('XACK', KEYS[1], ARGV[1], '0-0')
-local made = false
-if ARGV[1] ~= '' then
+local made, wanted = false, ARGV[1] ~= ''
+if ARGV[4] == 'first' and redis.call('EXISTS', KEYS[1]) == 1 then
+  wanted = #redis.call('XINFO', 'GROUPS', KEYS[1]) == 0
+end
+if wanted then
   local start = ARGV[2]
-  if ARGV[4] == '1' then start = again(KEYS[1], ARGV[1]) end
+  if ARGV[4] == 'again' then start = again(KEYS[1], ARGV[1]) end
   local reply = redis.pcall('XGROUP', 'CREATE', KEYS[1], ARGV[1], start, 'MKSTREAM')
   if not reply.err then
     made = true
@@ -47,7 +52,7 @@ end
 for i = 5, #ARGV, 2 do redis.call('HSETNX', KEYS[2], ARGV[i], ARGV[i + 1]) end
 redis.call('HSETNX', KEYS[2], 'generation', ARGV[3])
 local group = ''
-if ARGV[1] ~= '' then
+if wanted then
   local name = 'group:' .. ARGV[1]
   if made then
     redis.call('HSET', KEYS[2], name, ARGV[3])
