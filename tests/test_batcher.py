@@ -444,6 +444,24 @@ async def test_each_caller_of_a_refused_batch_gets_an_error_of_its_own(
     await client.delete(name)
 
 
+async def test_cancelled_callers_of_a_refused_batch_hear_nothing(
+    batcher: Batcher, name: str, client: Redis
+) -> None:
+    """The others do."""
+    await client.set(name, "not a stream")
+    tasks = send(batcher, *range(10))
+    await asyncio.sleep(0)
+    for task in tasks[::2]:
+        task.cancel()
+
+    errors = await errors_of(tasks)
+
+    assert [type(error) for error in errors] == [
+        *(asyncio.CancelledError, WrongKeyTypeError) * 5
+    ]
+    await client.delete(name)
+
+
 @pytest.mark.parametrize("position", range(4))
 async def test_what_a_full_server_refuses_is_stored_by_sending_it_anew(
     own_server: RedisServer, name: str, own_client: Redis, position: int
@@ -515,6 +533,42 @@ async def test_a_server_that_is_not_ready_is_waited_for(
 
     assert are_waiting
     assert list(await stored(own_client, name)) == ids
+
+
+async def test_a_busy_server_is_waited_for(
+    own_server: RedisServer, name: str, own_client: Redis
+) -> None:
+    """Somebody's endless script keeps it from everything, until that is killed."""
+    await own_client.config_set("lua-time-limit", 1)
+    async with (
+        open_batcher(own_server.url, name) as batcher,
+        Redis.from_url(own_server.url, protocol=2) as somebody,
+    ):
+        endless = asyncio.create_task(somebody.eval("while true do end", 0))
+        await eventually(lambda: is_busy(own_client))
+        tasks = send(batcher, *range(3))
+        await eventually(lambda: any(is_refused(batcher)))
+        await own_client.script_kill()
+
+        ids = await asyncio.gather(*tasks)
+
+        with pytest.raises(ResponseError):
+            await endless
+    assert list(await stored(own_client, name)) == ids
+
+
+async def is_busy(client: Redis) -> bool:
+    """Say whether a server refuses everything because of a script."""
+    try:
+        await client.ping()
+    except ResponseError as error:
+        return "BUSY" in str(error)
+    return False
+
+
+def is_refused(batcher: Batcher) -> list[bool]:
+    """Say of each batch whether the server was not ready for it."""
+    return [batch.refusal is not None for batch in batcher._unresolved.values()]
 
 
 async def test_a_server_that_is_never_ready_leaves_no_doubt(
@@ -804,6 +858,33 @@ async def test_a_retry_may_be_refused(
 
     assert (await stored(own_client, name))[message_id] == "doubt"
     assert await own_client.xlen(name) == 2
+
+
+async def test_a_refusal_that_came_late_changes_nothing(
+    own_server: RedisServer, name: str, own_client: Redis
+) -> None:
+    """The callers were told of their doubt by then; it is stored by its retry, once."""
+    async with open_batcher(own_server.url, name, produce_timeout=0.1) as batcher:
+        await batcher.append(*plain("teaches the script"))
+        await set_memory(own_client, 1)
+        own_server.pause()
+        tasks = send(batcher, *range(4))
+        await asyncio.sleep(0)
+        tasks[1].cancel()
+        tasks[3].cancel()
+        ended = await asyncio.gather(*tasks, return_exceptions=True)
+        be_patient(batcher)
+        own_server.resume()
+        await batcher._link.call("PING")  # what was sent before is answered before
+        before = await stored(own_client, name)
+        await set_memory(own_client, 0)
+
+        doubts = [each for each in ended if isinstance(each, PublishUncertainError)]
+        ids = [await doubt.retry() for doubt in doubts]
+
+    written = await stored(own_client, name)
+    assert len(before) == 1
+    assert [written[message_id] for message_id in ids] == ["0", "2"]
 
 
 async def test_a_retry_that_comes_too_late_is_refused(

@@ -68,6 +68,20 @@ def test_a_name_with_a_hash_tag_keeps_it() -> None:
 
 
 @given(name=names.filter(is_allowed), group=groups)
+def test_dead_letters_are_consumed_under_keys_of_their_own(
+    name: str, group: str
+) -> None:
+    """Their stream in the queue's place, in its slot; what fails there stays there."""
+    keys = QueueKeys(name)
+    of_dead = keys.for_dead_letters()
+
+    own = set(derived(of_dead, group).values())
+    assert of_dead.stream == of_dead.dead == keys.dead
+    assert own & set(derived(keys, group).values()) == {keys.dead}
+    assert {key_slot(key.encode()) for key in own} == {key_slot(name.encode())}
+
+
+@given(name=names.filter(is_allowed), group=groups)
 def test_all_keys_of_a_queue_share_a_slot(name: str, group: str) -> None:
     """One script reaches them all, also in a Cluster."""
     keys = QueueKeys(name)

@@ -215,7 +215,41 @@ async def test_what_ends_the_program_goes_further(stop: type[BaseException]) -> 
     assert [type(error) for error in settle.by] == [stop]
 
 
-# Without a consumer.
+# Its lease.
+
+
+class Lease:
+    """What a consumer knows of the leases of what it holds."""
+
+    def remaining(self, entry: Entry) -> float:
+        """Some time is left."""
+        return 2.5 if entry is HELD else 0.0
+
+    async def extend(self, entry: Entry) -> bool:
+        """It is renewed if it is held."""
+        return entry is HELD
+
+
+HELD = Entry(b"7-0", [b"body", b"1"], in_lane=False)
+
+
+async def test_a_message_asks_for_its_own_lease() -> None:
+    """How long it lasts, and to renew it."""
+    got = Message(
+        id="7-0",
+        raw=b"1",
+        headers={},
+        content_type="application/json",
+        attempt=1,
+        queue="orders",
+        group="billing",
+        decode=lambda: 1,
+        entry=HELD,
+        leases=Lease(),
+    )
+
+    assert got.lease_remaining == 2.5
+    assert await got.extend()
 
 
 async def test_a_message_nobody_holds_has_no_lease() -> None:

@@ -118,6 +118,43 @@ async def test_as_many_headers_as_are_allowed_arrive(
         assert len(fields) == MOST_HEADERS + 1
 
 
+async def test_a_message_may_wait_and_expire(
+    producer: Producer, name: str, client: Redis
+) -> None:
+    """By the server's clock; it is stored beside the stream until it is due."""
+    later = await producer.produce("later", delay=60)
+    soon = await producer.produce("soon", expires=60)
+    both = await producer.produce_many(["a", "b"], delay=60, expires=90)
+
+    [(entry_id, fields)] = await client.xrange(name)
+    seconds, _ = await client.time()
+    assert entry_id.decode() == soon
+    assert seconds + 50 < int(fields[b"mq-expires"]) / 1000 < seconds + 70
+    due = dict(await client.zrange(f"{{{name}}}:delayed", 0, -1, withscores=True))
+    assert {each.decode() for each in due} == {later, *both}
+    assert all(seconds + 50 < each / 1000 < seconds + 70 for each in due.values())
+
+
+@pytest.mark.parametrize(
+    ("times", "rule"),
+    [
+        ({"delay": -1}, "delay must be 0 or more seconds"),
+        ({"delay": 1, "at": 2}, "delay and at exclude each other"),
+        ({"expires": 0}, "expires must be more than 0 seconds"),
+    ],
+)
+async def test_a_time_that_breaks_a_rule_is_refused(
+    producer: Producer, name: str, client: Redis, times: Any, rule: str
+) -> None:
+    """Before anything is sent."""
+    with pytest.raises(ConfigurationError, match=rule):
+        await producer.produce(1, **times)
+    with pytest.raises(ConfigurationError, match=rule):
+        await producer.produce_many([1], **times)
+
+    assert await client.xlen(name) == 0
+
+
 async def test_another_encoder_is_used(url: str, name: str, client: Redis) -> None:
     """For JSON; bytes and text travel as they are."""
     async with producer_with(url, name, dumps=lambda body: f"<{body}>") as producer:

@@ -7,6 +7,7 @@ from redis.asyncio import Redis
 
 from aioredismq import (
     CommandRefusedError,
+    Connection,
     QueueMismatchError,
     RedisMessageQueue,
     RejectMessage,
@@ -446,6 +447,21 @@ async def test_groups_are_listed_as_they_stand(
     [raw] = await client.xinfo_groups(name)
     assert group.lag == raw.get("lag")
     assert group.lag in (2, None)
+
+
+async def test_groups_are_listed_over_the_newer_protocol_too(
+    url: str, name: str
+) -> None:
+    """Of a client that speaks RESP3, where they come as maps."""
+    async with (
+        Redis.from_url(url, protocol=3) as client,
+        open_stream(Connection(client), name) as stream,
+    ):
+        await stream.open_group(GROUP, rules={})
+
+        [group] = await stream.groups()
+
+    assert (group.name, group.consumers, group.pending) == (GROUP, 0, 0)
 
 
 async def test_a_queue_without_a_stream_has_no_groups(stream: Stream) -> None:
