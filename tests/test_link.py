@@ -304,6 +304,40 @@ async def test_a_password_that_is_refused_is_not_waited_for(
     assert time.monotonic() - began < 0.5
 
 
+async def test_who_waits_already_is_told_of_a_refused_password(
+    link: Link, road: Road, line: FaultyLine
+) -> None:
+    """As soon as it is refused."""
+    line.cut()
+    await eventually(lambda: not link.is_up)
+    waiting = asyncio.ensure_future(link.call("PING", patience=60))
+    await anyio.sleep(0.05)
+    assert not waiting.done()
+
+    road.error = AuthenticationError("WRONGPASS invalid username-password pair")
+
+    with pytest.raises(AuthenticationError):
+        await asyncio.wait_for(waiting, 2)
+
+
+async def test_a_password_that_is_right_again_lets_everyone_in(
+    link: Link, road: Road, line: FaultyLine
+) -> None:
+    """Whatever prevented it in between; who waits is not troubled by what was."""
+    road.error = AuthenticationError("WRONGPASS invalid username-password pair")
+    line.drop()
+    await eventually(lambda: isinstance(link.failure, AuthenticationError))
+    road.error = ConnectionLostError("away")
+    await eventually(lambda: isinstance(link.failure, ConnectionLostError))
+    waiting = asyncio.ensure_future(link.call("PING", patience=60))
+    await anyio.sleep(0.05)
+    assert not waiting.done()
+
+    road.error = None
+
+    assert await asyncio.wait_for(waiting, 2) == b"PONG"
+
+
 async def test_a_link_that_is_given_up_looks_for_the_server_again(
     link: Link, road: Road
 ) -> None:

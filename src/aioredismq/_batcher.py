@@ -261,7 +261,7 @@ class Batcher:
         elif isinstance(reply, ServerNotReadyError):
             batch.refusal = reply
             if reply.code in _ELSEWHERE:
-                self._link.renew()
+                self._link.renew(reply)
             else:
                 self._loop.call_later(_PAUSE, self._send_again)
         elif isinstance(reply, ServerError) and reply.code == "NOSCRIPT":

@@ -49,7 +49,7 @@ class Link:
         self._open_wire = open_wire
         self._patience = patience
         self._wire: Wire | None = None
-        self._up = asyncio.Event()
+        self._told = asyncio.Event()
         self._down = asyncio.Event()
         self._failure: ServerError | None = None
         self._on_up: list[Callable[[], None]] = []
@@ -92,14 +92,23 @@ class Link:
                     wire = await self._open_wire(self._lost)
                 except ServerError as error:
                     self._failure = error
+                    if isinstance(error, AuthenticationError):
+                        self._told.set()
+                    else:
+                        self._told.clear()
                 else:
                     self._adopt(wire)
             logger.info("connected to Redis again")
 
-    def renew(self) -> None:
-        """Drop the wire: its server is not the one for this key any more."""
+    def renew(self, why: ServerError | None = None) -> None:
+        """Drop the wire: its server is not the one for this key any more.
+
+        Args:
+            why: What it said.
+        """
         if self._wire is not None:
-            self._wire.close()
+            text = "the server is not the one for this key any more"
+            self._wire.close(ConnectionLostError(f"{text}: {why}" if why else text))
 
     def submit(self, command: bytes, on_reply: Callable[[Any], None]) -> None:
         """Write a packed command now.
@@ -154,7 +163,7 @@ class Link:
                 if loop.time() >= end:
                     raise
                 if error.code in _ELSEWHERE:
-                    self.renew()
+                    self.renew(error)
                 await asyncio.sleep(following())
             except ConnectionLostError:
                 if loop.time() >= end:
@@ -175,13 +184,13 @@ class Link:
         return future
 
     async def _wait_up(self, within: float) -> None:
-        if self.is_up:
-            return
-        if isinstance(self._failure, AuthenticationError):
-            raise self._failure.again()
+        """Wait for the connection, unless waiting does not help."""
         try:
             async with asyncio.timeout(max(within, 0.0)):
-                await self._up.wait()
+                while not self.is_up:
+                    if isinstance(self._failure, AuthenticationError):
+                        raise self._failure.again()
+                    await self._told.wait()
         except TimeoutError:
             cause = self._failure or ConnectionLostError(
                 "there is no connection to Redis"
@@ -195,7 +204,7 @@ class Link:
             return
         self._failure = None
         self._down.clear()
-        self._up.set()
+        self._told.set()
         for callback in list(self._on_up):
             callback()
 
@@ -203,5 +212,5 @@ class Link:
         wire, self._wire = self._wire, None
         if wire is not None:
             self._failure = wire.error
-        self._up.clear()
+        self._told.clear()
         self._down.set()

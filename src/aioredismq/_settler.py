@@ -177,7 +177,7 @@ class Settler:
                 pass  # sent when it is up again
             case ServerNotReadyError() | ServerFullError():
                 if reply.code in {"MOVED", "ASK", "READONLY"}:
-                    self._member.link.renew()
+                    self._member.link.renew(reply)
                 self._loop.call_later(_PAUSE, self._send_acks)
             case ServerError():
                 self._fatal(reply)
