@@ -5,9 +5,18 @@ import logging
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
+from anyio import fail_after
 from redis.asyncio import Redis
 
-from aioredismq import Consumer, ConsumerConfig, Message, RedisMessageQueue
+from aioredismq import (
+    Consumer,
+    ConsumerConfig,
+    Message,
+    RedisMessageQueue,
+    RejectMessage,
+)
+from aioredismq import _consumer as room_of_consumer
+from aioredismq import _reporter as room_of_reporter
 from aioredismq._keys import QueueKeys
 from tests.looking import AT_ONCE, NOTHING, Handled, Left, Messages, left
 from tests.support import eventually
@@ -249,6 +258,37 @@ async def test_a_task_that_cannot_go_on_ends_the_consumer_in_order(
         errors = [one for one in caplog.records if one.levelno == logging.ERROR]
         assert len(errors) == 1
         await client.delete(lane)
+
+
+async def test_a_callback_that_hangs_does_not_hold_up_the_end(
+    url: str, name: str, client: Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It holds up reading while the consumer runs; what was settled before stays settled."""
+    monkeypatch.setattr(room_of_reporter, "_MOST", 2)
+    monkeypatch.setattr(room_of_consumer, "_LAST_GRACE", 0.3)
+    told: list[Message] = []
+
+    async def callback(message: Message, failure: object) -> None:
+        told.append(message)
+        await asyncio.sleep(60)
+
+    handled = Handled(error=RejectMessage("no"))
+    config = ConsumerConfig(
+        concurrency=2, failover_callback=callback, shutdown_timeout=0.1
+    )
+    async with opened(url, name) as queue:
+        consumer = Consumer(queue, handled, config)
+        await consumer.start()
+        await queue.produce_many(range(50))
+        await eventually(lambda: bool(told))
+        await eventually(lambda: len(handled.bodies) >= 3)
+
+        with fail_after(2):
+            await consumer.stop()
+
+        after = await left(client, name)
+        assert (after.pending, after.pending_lane, after.names) == (0, 0, ())
+        assert after.stream + after.undelivered_lane == 50 - len(handled.bodies)
 
 
 # The original's streams.

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import time
+
 from aioredismq._held import Held
 from aioredismq._message import Entry
 
@@ -43,6 +45,34 @@ def test_reading_an_entry_again_holds_it_once() -> None:
     held.add([])
 
     assert len(held) == 1
+
+
+def test_a_lease_is_as_old_as_its_last_renewal() -> None:
+    """Only of what is still held: an answer may come after the settlement."""
+    held = Held()
+    before = time.monotonic()
+    held.add(entries(b"1-0", b"2-0"))
+    read_at = held.renewed_at(b"2-0", in_lane=False)
+
+    held.renewed([b"1-0", b"9-0"], before + 100, in_lane=False)
+
+    assert held.renewed_at(b"1-0", in_lane=False) == before + 100
+    assert held.renewed_at(b"2-0", in_lane=False) == read_at
+    assert read_at is not None
+    assert read_at >= before
+    assert held.renewed_at(b"9-0", in_lane=False) is None
+    assert held.renewed_at(b"1-0", in_lane=True) is None
+
+
+def test_held_ids_are_listed_in_the_order_of_the_stream() -> None:
+    """By time and number, not by letters: a range of the server's covers them."""
+    held = Held()
+
+    held.add(entries(b"10-0", b"9-11", b"9-2"))
+    held.add(entries(b"1-0", in_lane=True))
+
+    assert held.ids(in_lane=False) == [b"9-2", b"9-11", b"10-0"]
+    assert held.ids(in_lane=True) == [b"1-0"]
 
 
 def test_dropping_what_is_not_held_changes_nothing() -> None:

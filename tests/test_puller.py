@@ -53,7 +53,7 @@ def make(entry: Entry, settle: Callable[[BaseException | None], None]) -> Messag
 
 def decide_by_default(error: BaseException, entry: Entry) -> Outcome:
     """Say what becomes of a failure."""
-    return decide(error, 1, ExponentialBackoff(), 5)
+    return decide(error, 1, ExponentialBackoff(initial=0), 5)
 
 
 def entry(number: int = 1) -> Entry:

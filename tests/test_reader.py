@@ -8,7 +8,13 @@ import pytest
 from anyio import create_task_group, fail_after
 from redis.asyncio import Redis
 
-from aioredismq import Connection, PermissionDeniedError, WrongKeyTypeError
+from aioredismq import (
+    Connection,
+    ConnectionLostError,
+    PermissionDeniedError,
+    ServerFullError,
+    WrongKeyTypeError,
+)
 from aioredismq import _reader as room_of_reader
 from aioredismq._keys import QueueKeys
 from aioredismq._member import Member
@@ -37,6 +43,7 @@ class Reading:
         self.brought: list[Entry] = []
         self.portions: list[int] = []
         self.mended = 0
+        self.refusals: list[Exception] = []
         self._more_room = asyncio.Event()
         self.member = Member(stream, GROUP, "one")
         self.reader = Reader(
@@ -68,6 +75,8 @@ class Reading:
 
     async def _mend(self) -> None:
         self.mended += 1
+        if self.refusals:
+            raise self.refusals.pop(0)
         await self.stream.open_group(GROUP, rules={})
 
     @property
@@ -301,6 +310,21 @@ async def test_a_group_that_is_gone_is_mended(
         await add(client, name, b"2")
 
         await eventually(lambda: b"2" in work.bodies)
+
+
+async def test_a_group_that_cannot_be_mended_yet_is_mended_later(
+    url: str, name: str, client: Redis
+) -> None:
+    """The server may be full, or away, at that very moment: both pass by themselves."""
+    async with reading(url, name) as work:
+        await work.blocked()
+        work.refusals = [ServerFullError("OOM"), ConnectionLostError("away")]
+
+        await client.xgroup_destroy(name, GROUP)
+        await eventually(lambda: work.mended == 3, limit=LONGEST_BLOCK + 3)
+        await add(client, name, b"1")
+
+        await eventually(lambda: work.bodies == [b"1"])
 
 
 async def test_a_server_short_of_replicas_is_waited_for(

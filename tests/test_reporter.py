@@ -161,6 +161,29 @@ async def test_a_callback_that_is_too_slow_holds_up_reading_and_misses_nothing(
     assert heard == ["0-0", "1-0", "2-0", "3-0", "4-0"]
 
 
+async def test_it_holds_up_nobody_once_the_consumer_stops(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Reading ends whatever the callback does."""
+    monkeypatch.setattr(room, "_MOST", 2)
+
+    async def callback(message: Message, failure: Failure) -> None:
+        await asyncio.sleep(60)
+
+    reporter = Reporter(callback)
+    for number in range(3):
+        reporter.report(message(number), FAILURE)
+    with move_on_after(0.01) as held_up:
+        await reporter.keeps_up()
+    assert held_up.cancelled_caught
+
+    reporter.hold_up_nobody()
+    reporter.report(message(4), FAILURE)
+
+    with fail_after(1):
+        await reporter.keeps_up()
+
+
 async def test_a_reporter_that_is_cancelled_ends() -> None:
     """Also in the middle of a callback."""
     started = asyncio.Event()

@@ -192,19 +192,17 @@ class Assembly:
 
     async def end(self) -> None:
         """Cancel what still runs, hand it back, say the last, and remove the name."""
-        if self._tasks is None:
-            return
         self._stop_intake()
         self._crew.cancel()
         await self._crew_ended.wait()
         await self._reader.stop()
         await self._no_more_comes_back.wait()
         await self._settler.flushed()
-        await self._reporter.told()
         if not await self._member.forget():
             logger.warning(
                 "consumer %s leaves pending messages behind", self._member.consumer
             )
+        await self._reporter.told()
 
     def close(self) -> None:
         """Listen to nobody any more."""
@@ -221,6 +219,7 @@ class Assembly:
         self._recoverer.stop()
         self._promoter.stop()
         self._reader.request_stop()
+        self._reporter.hold_up_nobody()
         self._give_back(self._dispatcher.close())
         if self.puller is not None:
             self.puller.end()

@@ -101,9 +101,13 @@ class Reader:
         """
         following = pauses()
         self._started = True
+        is_gone = False
         try:
             while not self._stopping:
                 try:
+                    if is_gone:
+                        await self._mend()
+                        is_gone = False
                     await self._open()
                     while not self._stopping:
                         await self._read()
@@ -122,7 +126,7 @@ class Reader:
                 except CommandRefusedError as error:
                     if error.code != "NOGROUP":
                         raise
-                    await self._mend()
+                    is_gone = True
         finally:
             self._close()
             self._stopped.set()

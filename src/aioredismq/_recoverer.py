@@ -108,12 +108,16 @@ class Recoverer:
             QueueDeletedError: The queue or group was deleted on purpose.
         """
         pause = self._pause
+        is_gone = False
         while not self._stopped.is_set():
             with move_on_after(random.uniform(pause * 0.5, pause)):
                 await self._stopped.wait()
             if self._stopped.is_set():
                 return
             try:
+                if is_gone:
+                    await self._mend()
+                    is_gone = False
                 pause = _NEXT_PAGE if await self._look() else self._pause
                 await self._retire()
             except (ConnectionLostError, ServerNotReadyError, ServerFullError) as error:
@@ -122,7 +126,7 @@ class Recoverer:
             except CommandRefusedError as error:
                 if error.code != "NOGROUP":
                     raise
-                await self._mend()
+                is_gone, pause = True, _NEXT_PAGE
 
     async def _retire(self) -> None:
         """Remove names nobody uses any more, now and then."""

@@ -36,13 +36,14 @@ class Reporter:
         self._nothing.set()
         self._keeps_up = asyncio.Event()
         self._keeps_up.set()
+        self._holds_up_nobody = False
 
     def report(self, message: Message, failure: Failure) -> None:
         """Tell of a message, soon."""
         if self._callback is None:
             return
         self._reports.append((message, failure))
-        if len(self._reports) >= _MOST:
+        if len(self._reports) >= _MOST and not self._holds_up_nobody:
             self._keeps_up.clear()
         self._nothing.clear()
         self._something.set()
@@ -50,6 +51,11 @@ class Reporter:
     async def keeps_up(self) -> None:
         """Return when few enough reports wait for more messages to be read."""
         await self._keeps_up.wait()
+
+    def hold_up_nobody(self) -> None:
+        """Hold up reading no more, however many reports wait: the consumer stops."""
+        self._holds_up_nobody = True
+        self._keeps_up.set()
 
     async def told(self) -> None:
         """Return when every report was made."""
