@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from anyio import CancelScope, create_task_group, move_on_after
 
@@ -311,7 +311,8 @@ class Assembly:
         copies = await self._stream.failover_copies()
         if copies:
             logger.warning(
-                "failover_%s has %d copies of earlier failures: they are left as they are, "
+                "failover_%s has copies of earlier failures, %d of them: they are left as "
+                "they are, "
                 "the failures themselves are handled",
                 self._stream.keys.name,
                 copies,
@@ -319,18 +320,18 @@ class Assembly:
 
     # -- the group -----------------------------------------------------------------------------
 
-    async def _open_group(self, *, again: bool = False) -> Generation:
+    async def _open_group(self, how: Literal["new", "again"] = "new") -> Generation:
         return await self._stream.open_group(
             self._member.group,
             latest=self._config.start == "latest",
-            again=again,
+            how=how,
             rules=self._channel.rules,
         )
 
     async def _mend(self) -> None:
         """Make the group again; raises when it was deleted on purpose."""
         await self._refuse_deleted()
-        self._generation = await self._open_group(again=True)
+        self._generation = await self._open_group("again")
         name = self._stream.keys.name
         logger.warning("group %s of %s was gone: made again", self._member.group, name)
 

@@ -109,7 +109,7 @@ class RedisMessageQueue:
         """Connect, and make the stream and its groups unless they are there.
 
         Groups: those named by `groups=`, else those of the registered handlers, else the default
-        one. Doing it again changes nothing.
+        one where there is no group yet. Doing it again changes nothing.
 
         Raises:
             ConnectionLostError: Redis cannot be reached.
@@ -135,8 +135,7 @@ class RedisMessageQueue:
     async def _open(self) -> Stream:
         stream = await self.channel.open()
         try:
-            for group, latest in self._groups_to_make().items():
-                await stream.open_group(group, latest=latest, rules=self.channel.rules)
+            await self._make_groups(stream)
             await self._producer.open()
         except BaseException:
             with CancelScope(shield=True):
@@ -144,15 +143,19 @@ class RedisMessageQueue:
             raise
         return stream
 
-    def _groups_to_make(self) -> dict[str, bool]:
-        named = self.channel.config.groups
+    async def _make_groups(self, stream: Stream) -> None:
+        named, rules = self.channel.config.groups, self.channel.rules
         starts = {
             self.channel.group_name(config.group): config.start == "latest"
             for _, config in self._handlers
         }
-        if named is not None:
-            return {group: starts.get(group, False) for group in named}
-        return starts or {self.channel.group_name(None): False}
+        for group in starts if named is None else named:
+            latest = starts.get(group, False)
+            await stream.open_group(group, latest=latest, rules=rules)
+        if named is None and not starts:
+            # Where others have made theirs, one that nobody consumes would only hold back.
+            default = self.channel.group_name(None)
+            await stream.open_group(default, how="first", rules=rules)
 
     async def close(self) -> None:
         """Drain what still consumes, wait for what was sent, and disconnect.

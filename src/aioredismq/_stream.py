@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import secrets
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from . import _scripts as scripts
 from ._errors import QueueMismatchError, ServerError, WrongKeyTypeError
@@ -73,7 +73,7 @@ class Stream:
         group: str | None,
         *,
         latest: bool = False,
-        again: bool = False,
+        how: Literal["new", "again", "first"] = "new",
         rules: Mapping[str, str],
     ) -> Generation:
         """Make the stream and a group of it unless they are there.
@@ -81,7 +81,8 @@ class Stream:
         Args:
             group: None only agrees on the rules.
             latest: A new group sees only what is produced from now on.
-            again: The group was there and is gone: begin where it was, not where new ones do.
+            how: `again`: the group was there and is gone, so begin where it was, not where new
+                ones do. `first`: make it only where there is no group at all.
             rules: What all users of the queue must agree on.
 
         Raises:
@@ -96,7 +97,7 @@ class Stream:
                 group or "",
                 "$" if latest else "0",
                 secrets.token_hex(8),
-                int(again),
+                how,
                 *flat,
             ],
         )
