@@ -7,6 +7,7 @@ to the caller. redis-py does the work each time.
 from __future__ import annotations
 
 import asyncio
+import time
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Protocol
 from urllib.parse import parse_qsl, unquote, urlencode, urlsplit
@@ -230,10 +231,16 @@ class OwnSentinel:
         return f"sentinels {hosts} (service {self.service!r})"
 
 
+# Seconds an answer of the cluster is shared: below the pauses between tries to connect, so that a
+# slot that has moved costs one try more at most.
+_LATELY = 0.5
+
+
 class OwnCluster:
     """The node that has the key's slot, asked of the cluster at each connect.
 
-    A topology that is kept is one that can be old; connections are rare, so it is asked for anew.
+    A topology that is kept is one that can be old, so it is asked for anew; but many consumers
+    that start together, or find a node lost together, share one answer.
     """
 
     own_use = 0
@@ -246,12 +253,20 @@ class OwnCluster:
         self._nodes: list[tuple[str, int]] = [
             (address.get("host", "localhost"), int(address.get("port", 6379)))
         ]
+        self._lately: dict[str, tuple[str, int, float]] = {}
 
     async def open(self, key: str) -> AbstractConnection:
         """Find the key's node and open a connection to it."""
-        host, port = await self._node_of(key)
+        host, port, asked = self._lately.get(key, ("", 0, -_LATELY))
+        if time.monotonic() - asked >= _LATELY:
+            host, port = await self._node_of(key)
+            self._lately[key] = (host, port, time.monotonic())
         node = {**self.arguments, "host": host, "port": port}
-        return await connected(node, f"{host}:{port}")
+        try:
+            return await connected(node, f"{host}:{port}")
+        except BaseException:
+            self._lately.pop(key, None)
+            raise
 
     async def _node_of(self, key: str) -> tuple[str, int]:
         shared = {
