@@ -13,7 +13,7 @@ from aioredismq._read_ahead import ReadAhead
 from tests.support import eventually
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable
+    from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 
 
 def entries(count: int, size: int = 10) -> list[Entry]:
@@ -63,6 +63,7 @@ def make(
     portion: int = 1,
     most: int = 512,
     most_at_once: int = 512,
+    give_back: Callable[[Sequence[Entry]], None] = lambda entries: None,
 ) -> Dispatcher:
     """Make a dispatcher."""
     return Dispatcher(
@@ -71,7 +72,7 @@ def make(
         run=run,
         read_ahead=ReadAhead(slots=concurrency, most=most, most_bytes=8_000_000),
         most_at_once=most_at_once,
-        give_back=lambda entries: None,
+        give_back=give_back,
     )
 
 
@@ -289,3 +290,138 @@ async def test_handlers_that_never_wait_leave_the_loop_its_turns() -> None:
         tasks.cancel_scope.cancel()
 
     assert len(set(seen)) >= 5
+
+
+# What was read ahead in vain.
+
+
+async def test_what_was_read_ahead_is_given_back_when_handlers_become_slow() -> None:
+    """The pace it was read for is over: others may be idle. The oldest stay."""
+    work = Work()
+    back: list[Entry] = []
+    dispatcher = make(work, give_back=back.extend)
+    async with working(dispatcher):
+        while not dispatcher.room() > 100:
+            dispatcher.offer(entries(500))
+            await eventually(lambda: not dispatcher.waiting)
+        work.portions.clear()
+        work.open.clear()
+
+        dispatcher.offer(entries(100))
+        await eventually(lambda: len(back) > 90)
+        work.open.set()
+        await eventually(lambda: not dispatcher.waiting)
+
+    handled = work.numbers
+    assert handled == list(range(len(handled)))
+    assert sorted(handled + [number(entry) for entry in back]) == list(range(100))
+
+
+async def test_a_closed_dispatcher_looks_for_no_surplus() -> None:
+    """What waits was given back by closing."""
+    work = Work()
+    work.open.clear()
+    back: list[Entry] = []
+    dispatcher = make(work, give_back=back.extend)
+    async with working(dispatcher):
+        dispatcher.offer(entries(100))
+        await eventually(lambda: work.running == 1)
+
+        assert len(dispatcher.close()) == 99
+
+        assert dispatcher._look_again is None or dispatcher._look_again.cancelled()
+        work.open.set()
+    assert not back
+
+
+# Suspects.
+
+
+async def test_a_suspect_goes_before_everything_that_waits() -> None:
+    """And alone: nothing else starts in its first seconds; what runs already goes on."""
+    work = Work()
+    work.open.clear()
+    dispatcher = make(work, concurrency=2)
+    async with working(dispatcher, 2):
+        [before, suspect, *rest] = entries(5)
+        dispatcher.offer([before])
+        await eventually(lambda: work.running == 1)
+        assert dispatcher.has_free_worker
+        running = asyncio.ensure_future(
+            dispatcher.run_suspect(suspect, alone=60.0, longest=60.0)
+        )
+        await asyncio.sleep(0)
+        dispatcher.offer(rest)
+        await eventually(lambda: work.running == 2)
+        assert not dispatcher.has_free_worker
+        await turns(20)
+        assert work.numbers == [0, 1]
+
+        work.open.set()
+
+        with fail_after(1):
+            assert await running
+        await eventually(lambda: dispatcher.handled == 5)
+    assert work.numbers == [0, 1, 2, 3, 4]
+
+
+async def test_what_waits_behind_a_suspect_starts_after_a_while() -> None:
+    """A suspect may be innocent, and take an hour."""
+    work = Work()
+    work.open.clear()
+    dispatcher = make(work, concurrency=3)
+    async with working(dispatcher, 3):
+        [suspect, *rest] = entries(3)
+        running = asyncio.ensure_future(
+            dispatcher.run_suspect(suspect, alone=0.05, longest=60.0)
+        )
+        await asyncio.sleep(0)
+        dispatcher.offer(rest)
+
+        await eventually(lambda: work.running == 3)
+
+        assert not running.done()
+        work.open.set()
+        with fail_after(1):
+            assert await running
+
+
+async def test_the_next_suspect_may_start_although_one_still_runs() -> None:
+    """After the longest time it is waited for; it is told apart by the answer."""
+    work = Work()
+    work.open.clear()
+    dispatcher = make(work, concurrency=2)
+    async with working(dispatcher, 2):
+        first, second = entries(2)
+
+        with fail_after(1):
+            assert not await dispatcher.run_suspect(first, alone=0.01, longest=0.03)
+            assert not await dispatcher.run_suspect(second, alone=0.01, longest=0.03)
+
+        assert work.numbers == [0, 1]
+        work.open.set()
+
+
+async def test_a_suspect_that_was_not_started_is_given_back() -> None:
+    """With the rest, when the intake is closed."""
+    work = Work()
+    dispatcher = make(work)
+    [suspect, *rest] = entries(3)
+    running = asyncio.ensure_future(
+        dispatcher.run_suspect(suspect, alone=60.0, longest=60.0)
+    )
+    await asyncio.sleep(0)
+    dispatcher.offer(rest)
+
+    unstarted = dispatcher.close()
+
+    with fail_after(1):
+        await running
+    assert sorted(number(entry) for entry in unstarted) == [0, 1, 2]
+    assert not dispatcher.has_free_worker
+
+
+async def turns(count: int) -> None:
+    """Let the event loop turn so many times."""
+    for _ in range(count):
+        await asyncio.sleep(0)

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 from anyio import create_task_group, fail_after
+from redis.asyncio import Redis
 
 from aioredismq import WrongKeyTypeError
 from aioredismq import _promoter as room_of_promoter
@@ -19,10 +20,9 @@ from tests.support import eventually
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Sequence
 
-    from redis.asyncio import Redis
-
     from aioredismq._message import Entry
     from aioredismq._stream import Stream
+    from aioredismq.testing import RedisServer
 
 GROUP = "billing"
 
@@ -228,6 +228,25 @@ async def test_entries_of_a_look_whose_reply_was_lost_are_found_at_once(
 
         await eventually(lambda: len(work.brought) == 3)
         assert not line.is_armed
+
+
+async def test_a_server_that_refuses_for_a_while_is_asked_again(
+    own_server: RedisServer, name: str
+) -> None:
+    """Short of replicas: the look is a write, and that passes by itself."""
+    async with (
+        Redis.from_url(own_server.url, protocol=2) as client,
+        promoting(own_server.url, name, client) as work,
+    ):
+        await work.hand_back(1)
+        await client.config_set("min-replicas-to-write", 1)
+        async with running(work):
+            await eventually(lambda: work.promoter._look_back)
+            assert not work.brought
+
+            await client.config_set("min-replicas-to-write", 0)
+
+            await eventually(lambda: len(work.brought) == 1)
 
 
 async def test_it_ends_while_it_waits_for_room(

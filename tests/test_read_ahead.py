@@ -75,6 +75,16 @@ def test_idle_time_says_nothing_about_the_handlers() -> None:
     assert later == before
 
 
+def test_while_nothing_ends_the_pace_is_taken_to_be_over() -> None:
+    """Handlers that have run for a second and not ended use one a second each, at most."""
+    ahead = ReadAhead(slots=16, most=512, most_bytes=1_000_000)
+    measured(ahead, takes=0.000_01, rate=100_000.0)
+
+    assert ahead.allowed(10.0, silent=0.0) == 512
+    assert ahead.allowed(10.0, silent=0.1) == 8
+    assert ahead.allowed(10.0, silent=1.0) == 0
+
+
 def test_large_messages_bound_it_by_their_bytes() -> None:
     """512 messages of a megabyte would be half a gigabyte of nothing but waiting."""
     ahead = ReadAhead(slots=64, most=512, most_bytes=8_000_000)

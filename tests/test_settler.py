@@ -134,7 +134,9 @@ async def test_acknowledgements_gather_while_one_is_under_way(
 ) -> None:
     """The next call takes all that came meanwhile, without a timer."""
     async with settling(url, name) as work:
-        entries = await work.hold(client, *[b"x"] * 50)
+        first, *entries = await work.hold(client, *[b"x"] * 51)
+        work.settler.ack(first)  # a server that does not know the script yet asks for it
+        await work.flushed()
         before = await calls(client, "xack")
 
         work.settler.ack(entries[0])
@@ -408,6 +410,44 @@ async def test_a_full_server_takes_everything_that_settles(
             names=HERE, undelivered_lane=1, delayed=1
         )
         assert len(await dead_letters(client, name)) == 1
+
+
+async def test_a_server_that_refuses_for_a_while_is_asked_again(
+    own_server: RedisServer, name: str
+) -> None:
+    """Short of replicas it takes not even an acknowledgement; that passes by itself."""
+    async with (
+        Redis.from_url(own_server.url, protocol=2) as client,
+        settling(own_server.url, name) as work,
+    ):
+        acked, retried = await work.hold(client, b"1", b"2")
+        await client.config_set("min-replicas-to-write", 1)
+        work.settler.ack(acked)
+        work.settler.settle(retried, Retry(0.0, "busy"))
+        await eventually(lambda: not work.settler._acking)
+        assert len(work.held) == 2
+
+        await client.config_set("min-replicas-to-write", 0)
+        await work.flushed()
+
+        assert await left(client, name, GROUP) == Left(names=HERE, undelivered_lane=1)
+        assert not work.fatal
+
+
+async def test_an_error_of_a_move_that_does_not_pass_is_told(
+    url: str, name: str, client: Redis
+) -> None:
+    """And the move is tried again: it may have been mended by hand."""
+    async with settling(url, name) as work:
+        [entry] = await work.hold(client, b"1")
+        lane = work.stream.keys.lane(GROUP)
+        await client.set(lane, "something else")
+
+        work.settler.settle(entry, Release())
+
+        await eventually(lambda: bool(work.fatal))
+        assert "WRONGTYPE" in str(work.fatal[0])
+        await client.delete(lane)
 
 
 async def test_an_error_that_does_not_pass_is_told(
