@@ -81,11 +81,16 @@ class Producer:
 
         It takes `produce_timeout` at most, and as long again if sends wait for room.
 
+        Raises:
+            WrongLoopError: It is open on another event loop, or in the parent process.
+
         Cancellation: it still disconnects; what was not answered may or may not be stored.
         """
-        batcher, self._batcher = self._batcher, None
+        batcher = self._batcher
         if batcher is None:
             return
+        self._channel.connection.check()
+        self._batcher = None
         try:
             await batcher.close()
         finally:

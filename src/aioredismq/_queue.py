@@ -162,10 +162,14 @@ class RedisMessageQueue:
 
         Closing a queue that is not open changes nothing.
 
+        Raises:
+            WrongLoopError: It is open on another event loop, or in the parent process.
+
         Cancellation: hurries the drain, waits no longer for what was sent, and disconnects.
         """
         if self._stream is None:
             return
+        self.channel.connection.check()
         self._stream = None
         try:
             await running.Crew(self.consumers).stop()
