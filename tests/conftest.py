@@ -13,6 +13,7 @@ import secrets
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from hypothesis import settings
 from redis.asyncio import Redis
 
 from aioredismq.testing import ClusterNodes, RedisServer, SentinelSet, find_servers
@@ -26,6 +27,22 @@ _EXTERNAL = "AIOREDISMQ_TEST_URL"
 _LOOPS: dict[str, tuple[str, dict[str, Any]]] = {
     "asyncio": ("asyncio", {"use_uvloop": False}),
     "uvloop": ("asyncio", {"use_uvloop": True}),
+}
+_LOOP_MATTERS = {
+    "test_bell",
+    "test_connection",
+    "test_consumer",
+    "test_delivery",
+    "test_dispatcher",
+    "test_host",
+    "test_link",
+    "test_opening",
+    "test_puller",
+    "test_reader",
+    "test_running",
+    "test_stopping",
+    "test_topology",
+    "test_wire",
 }
 _servers = pytest.StashKey[dict[str, "Path | None"]]()
 
@@ -41,9 +58,10 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
     group.addoption(
         "--loop",
-        choices=["all", *_LOOPS],
-        default="all",
-        help="the event loop to run on (default: all)",
+        choices=["all", "both-where-it-matters", *_LOOPS],
+        default="both-where-it-matters",
+        help="the event loop to run on (default: asyncio's, and uvloop too for what deals with "
+        "transports, cancellation and the order of callbacks)",
     )
     group.addoption(
         "--long",
@@ -60,10 +78,14 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption(
         "--soak",
         type=float,
-        default=15.0,
+        default=8.0,
         metavar="SECONDS",
         help="how long the soak goes on (default: %(default)g)",
     )
+
+
+settings.register_profile("suite", max_examples=40, deadline=None)
+settings.load_profile("suite")
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -103,8 +125,11 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         metafunc.parametrize("seed", seeds, ids=[f"seed{seed}" for seed in seeds])
     if "anyio_backend" in metafunc.fixturenames:
         asked = metafunc.config.getoption("--loop")
-        if asked == "all" and metafunc.definition.get_closest_marker("one_loop"):
+        module = metafunc.module.__name__.rpartition(".")[2]
+        if metafunc.definition.get_closest_marker("one_loop") and asked not in _LOOPS:
             asked = next(iter(_LOOPS))
+        elif asked == "both-where-it-matters":
+            asked = "all" if module in _LOOP_MATTERS else next(iter(_LOOPS))
         loops = {name: loop for name, loop in _LOOPS.items() if asked in ("all", name)}
         metafunc.parametrize(
             "anyio_backend", loops.values(), ids=loops, indirect=True, scope="session"

@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
     from aioredismq._stream import Stream
 
+pytestmark = pytest.mark.one_loop
+
 GROUP = "billing"
 ONE = "one"
 # Renewed every third of it.
@@ -352,7 +354,6 @@ async def test_nothing_is_claimed_in_the_first_renewal_period(
         assert time.monotonic() - begun >= VISIBILITY / 3 - 0.05
 
 
-@pytest.mark.one_loop
 async def test_short_leases_leave_the_others_time_to_connect(
     url: str, name: str, client: Redis
 ) -> None:

@@ -99,6 +99,7 @@ class Load:
         """Produce no more, and wait until all that was accepted is handled and settled."""
         self._stop.set()
         ledger = self.ledger
+        await eventually(lambda: not self.sending, limit)
         await eventually(lambda: not ledger.lost and not ledger.running, limit)
         await eventually(lambda: not any(item.held for item in self.consumers), limit)
 

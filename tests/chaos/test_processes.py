@@ -92,7 +92,9 @@ async def is_settled(client: Client, name: str) -> bool:
 # Killed.
 
 
-@pytest.mark.parametrize("place", ["stream", "lane"])
+@pytest.mark.parametrize(
+    "place", ["stream", pytest.param("lane", marks=pytest.mark.long)]
+)
 async def test_what_a_killed_process_held_is_taken_over(
     url: str, name: str, client: Client, crew: Crew, place: str
 ) -> None:
@@ -124,10 +126,12 @@ async def test_a_process_killed_by_its_message_takes_nothing_with_it(
 
     One of them runs for longer than the time between two kills, and is not charged either.
     """
-    working = asyncio.ensure_future(crew.keep_working(2, concurrency=8))
+    working = asyncio.ensure_future(
+        crew.keep_working(2, concurrency=8, visibility_timeout=1)
+    )
     try:
         async with RedisMessageQueue(name, url) as queue:
-            await queue.produce({"number": 0, "seconds": 2 * VISIBILITY})
+            await queue.produce({"number": 0, "seconds": 3})
             await queue.produce_many(
                 [{"number": n, "seconds": 0.05} for n in range(1, 9)]
             )
@@ -183,10 +187,10 @@ async def test_a_slow_handler_keeps_its_message(
 ) -> None:
     """Several visibility timeouts long, with idle processes that would take it over."""
     for _ in range(2):
-        await crew.start(visibility_timeout=0.6)
+        await crew.start(visibility_timeout=0.5)
     async with RedisMessageQueue(name, url) as queue:
         await queue.produce_many(
-            [{"number": n, "seconds": 2.4, "fails": n % 2} for n in range(4)]
+            [{"number": n, "seconds": 1.5, "fails": n % 2} for n in range(4)]
         )
 
         await eventually(lambda: crew.said("end").total() == 4, 8)
@@ -197,7 +201,12 @@ async def test_a_slow_handler_keeps_its_message(
 
 
 @pytest.mark.parametrize(
-    "deed", ["end", pytest.param("retry", marks=pytest.mark.long), "reject"]
+    "deed",
+    [
+        pytest.param("end", marks=pytest.mark.long),
+        pytest.param("retry", marks=pytest.mark.long),
+        "reject",
+    ],
 )
 async def test_a_process_that_wakes_up_late_may_only_acknowledge(
     url: str, name: str, client: Client, crew: Crew, deed: str

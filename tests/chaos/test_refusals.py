@@ -119,7 +119,7 @@ def each(*briefly: str) -> list[Any]:
 # Work goes on.
 
 
-@pytest.mark.parametrize("refusal", each("OOM", "READONLY"))
+@pytest.mark.parametrize("refusal", each("OOM"))
 async def test_what_is_refused_is_neither_lost_nor_done_twice(
     saving_server: RedisServer, name: str, refusal: Refusal, seed: int
 ) -> None:
@@ -140,6 +140,7 @@ async def test_what_is_refused_is_neither_lost_nor_done_twice(
         assert await left(client, name) == NOTHING
 
 
+@pytest.mark.long
 async def test_a_loading_server_is_waited_for(
     server_path: Path | None, name: str, seed: int
 ) -> None:
@@ -328,7 +329,7 @@ async def held_up(url: str, name: str) -> AsyncIterator[asyncio.Event]:
         await eventually(lambda: consumer.held == 0, 3)
 
 
-@pytest.mark.parametrize("refusal", each("READONLY", "MISCONF"))
+@pytest.mark.parametrize("refusal", each("READONLY"))
 async def test_a_refusing_server_is_not_pestered(
     saving_server: RedisServer, name: str, refusal: Refusal, logged: list[str]
 ) -> None:
@@ -425,7 +426,12 @@ async def as_a_worker(
 
 
 @pytest.mark.parametrize(
-    "way", ["run", "consuming", pytest.param("consume", marks=pytest.mark.long)]
+    "way",
+    [
+        "run",
+        pytest.param("consuming", marks=pytest.mark.long),
+        pytest.param("consume", marks=pytest.mark.long),
+    ],
 )
 @pytest.mark.parametrize(("deed", "error"), FATAL)
 async def test_what_does_not_pass_by_itself_ends_consumers_with_the_reason(

@@ -1,6 +1,6 @@
 """Random faults for as long as one likes: nothing is lost, and nothing grows.
 
-Twenty seconds by default; `nox -s soak` takes ten minutes, `--soak SECONDS` as long as it says.
+Some seconds by default; `nox -s soak` takes ten minutes, `--soak SECONDS` as long as it says.
 """
 
 from __future__ import annotations
