@@ -118,7 +118,7 @@ def envelope(raw: bytes | None, content_type: str = "application/json") -> Envel
             (b"body", b"ac", b"content-type", b"application/octet-stream"),
         ),
     ],
-    ids=repr,
+    ids=lambda value: "memoryview" if isinstance(value, memoryview) else repr(value),
 )
 def test_a_body_becomes_fields(body: object, fields: tuple[bytes, ...]) -> None:
     """The content type is left out for JSON."""

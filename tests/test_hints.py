@@ -373,7 +373,7 @@ def test_the_members_of_a_union_are_found(
         (Any, "Any"),
         (5, "5"),
     ],
-    ids=str,
+    ids=lambda value: getattr(value, "__qualname__", str(value)),
 )
 def test_an_annotation_is_written_for_people(annotation: object, text: str) -> None:
     """As they would write it."""

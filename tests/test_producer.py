@@ -428,9 +428,7 @@ async def test_what_is_in_doubt_is_told(own_server: RedisServer, name: str) -> N
     """By its position: it may be stored or not."""
     async with (
         Redis.from_url(own_server.url, protocol=2) as client,
-        producer_with(
-            own_server.url, name, max_batch=10, produce_timeout=0.1
-        ) as producer,
+        producer_with(own_server.url, name, max_batch=10) as producer,
     ):
 
         async def bodies() -> AsyncIterator[int]:
@@ -438,6 +436,9 @@ async def test_what_is_in_doubt_is_told(own_server: RedisServer, name: str) -> N
                 if number == 30:
                     await until_stored(client, name, 20)
                     own_server.pause()
+                    # What is sent from now on is given up soon.
+                    assert producer._batcher is not None
+                    producer._batcher._config = ProducerConfig(produce_timeout=0.1)
                 yield number
 
         with pytest.raises(PublishManyError) as raised:

@@ -293,7 +293,7 @@ async def test_queues_on_one_client_share_its_pool(url: str, name: str) -> None:
 # Pools that are too small.
 
 
-@pytest.mark.parametrize(("connections", "consumers"), [(2, 1), (3, 2), (5, 4)])
+@pytest.mark.parametrize(("connections", "consumers"), [(2, 1), (3, 2), (2, 4)])
 async def test_a_pool_too_small_is_refused_at_the_start(
     named: str,
     name: str,
