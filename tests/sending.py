@@ -76,3 +76,16 @@ async def script_calls(client: Client) -> int:
     """Count the scripts this server has been asked to run by their digest."""
     stats = await client.info("commandstats")
     return int(stats.get("cmdstat_evalsha", {}).get("calls", 0))
+
+
+def be_patient(batcher: Batcher) -> None:
+    """Let everything from now on have the time a busy machine may need."""
+    batcher._config = ProducerConfig()
+
+
+def be_hasty(batcher: Batcher) -> None:
+    """Let everything from now on be given up soon."""
+    batcher._config = ProducerConfig(produce_timeout=0.1)
+    if batcher._timer is not None:  # armed for the first deadline, which was later
+        batcher._timer.cancel()
+        batcher._timer = None

@@ -28,6 +28,8 @@ from aioredismq import _scripts as scripts
 from aioredismq._wire import pack
 from aioredismq.testing import FaultyLine, RedisServer
 from tests.sending import (
+    be_hasty,
+    be_patient,
     memories,
     open_batcher,
     open_stream,
@@ -90,16 +92,6 @@ async def doubts_of(
     doubts = [error for error in ended if isinstance(error, PublishUncertainError)]
     assert len(doubts) == len(tasks)
     return doubts
-
-
-def be_patient(batcher: Batcher) -> None:
-    """Let everything from now on have the time a busy machine may need."""
-    batcher._config = ProducerConfig()
-
-
-def be_hasty(batcher: Batcher) -> None:
-    """Let everything from now on be given up soon."""
-    batcher._config = ProducerConfig(produce_timeout=0.1)
 
 
 # Gathering.

@@ -26,7 +26,7 @@ from aioredismq import (
 )
 from aioredismq._codec import MOST_HEADERS
 from aioredismq.testing import FaultyLine
-from tests.sending import remembered, script_calls, stored
+from tests.sending import be_hasty, remembered, script_calls, stored
 from tests.support import eventually
 
 if TYPE_CHECKING:
@@ -436,9 +436,8 @@ async def test_what_is_in_doubt_is_told(own_server: RedisServer, name: str) -> N
                 if number == 30:
                     await until_stored(client, name, 20)
                     own_server.pause()
-                    # What is sent from now on is given up soon.
                     assert producer._batcher is not None
-                    producer._batcher._config = ProducerConfig(produce_timeout=0.1)
+                    be_hasty(producer._batcher)
                 yield number
 
         with pytest.raises(PublishManyError) as raised:
