@@ -112,7 +112,7 @@ async def connected(address: dict[str, Any], name: str) -> AbstractConnection:
     connection = new_connection(address)
     try:
         async with asyncio.timeout(address["socket_connect_timeout"]):
-            await connection.connect()  # type: ignore[no-untyped-call]
+            await connection.connect()  # type: ignore[no-untyped-call]  # so in redis-py
     except Exception as error:
         await disconnect(connection)
         raise translated(error, name) from error
@@ -130,7 +130,7 @@ async def refresh(connection: AbstractConnection) -> None:
     reader: asyncio.StreamReader | None = getattr(connection, "_reader", None)
     if reader is None or reader.at_eof() or writer_of(connection).is_closing():
         await disconnect(connection)
-        await connection.connect()  # type: ignore[no-untyped-call]
+        await connection.connect()  # type: ignore[no-untyped-call]  # so in redis-py
 
 
 async def disconnect(connection: AbstractConnection) -> None:

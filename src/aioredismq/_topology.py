@@ -324,7 +324,7 @@ class LentPool:
         del key
         try:
             async with asyncio.timeout(self._timeout):
-                connection: AbstractConnection = await self._pool.get_connection()  # type: ignore[no-untyped-call]
+                connection: AbstractConnection = await self._pool.get_connection()  # type: ignore[no-untyped-call]  # so in redis-py
                 try:
                     await refresh(connection)
                 except BaseException:
@@ -369,7 +369,7 @@ class LentCluster:
                 node = _known(self._client.get_node_from_key(key), key)
                 connection = node.acquire_connection()
                 try:
-                    await connection.connect()  # type: ignore[no-untyped-call]
+                    await connection.connect()  # type: ignore[no-untyped-call]  # so in redis-py
                     await refresh(connection)
                 except BaseException:
                     await disconnect(connection)
