@@ -5,6 +5,7 @@ import logging
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
+import pytest
 from anyio import fail_after
 from redis.asyncio import Redis
 
@@ -14,17 +15,17 @@ from aioredismq import (
     Message,
     RedisMessageQueue,
     RejectMessage,
+    RetryMessage,
 )
 from aioredismq import _consumer as room_of_consumer
 from aioredismq import _reporter as room_of_reporter
+from aioredismq._bell import Bell
 from aioredismq._keys import QueueKeys
 from tests.looking import AT_ONCE, NOTHING, Handled, Left, Messages, left
 from tests.support import eventually
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
-
-    import pytest
 
     from aioredismq._assembly import Assembly
     from aioredismq._member import Taken
@@ -132,6 +133,24 @@ async def test_the_bell_brings_what_comes_back_at_once(
 
     assert messages.seen[-1].body == 42
     assert (messages.seen[-1].id, messages.seen[-1].attempt) == ("1-1", 2)
+
+
+@pytest.mark.parametrize("delay", [0.0, 0.1])
+async def test_a_consumers_own_retries_need_no_bell(
+    url: str, name: str, monkeypatch: pytest.MonkeyPatch, delay: float
+) -> None:
+    """Pub/Sub promises nothing: what it has put there itself, it looks for by itself."""
+    monkeypatch.setattr(Bell, "_ring", lambda self, channel: None)
+    attempts: list[int] = []
+
+    async def handler(message: Message) -> None:
+        attempts.append(message.attempt)
+        if message.attempt < 3:
+            raise RetryMessage("busy", delay=delay)
+
+    async with opened(url, name) as queue, Consumer(queue, handler):
+        await queue.produce("hello")
+        await eventually(lambda: attempts == [1, 2, 3], limit=2)
 
 
 async def test_what_a_look_brings_while_it_stops_is_handed_back(
@@ -387,6 +406,8 @@ async def test_what_the_original_left_pending_is_handled_once(
 
         assert [message.body for message in messages.seen] == [{"n": 1}]
         assert await client.xlen(f"failover_{name}") == 1
-        assert f"failover_{name} has copies of earlier failures, 1 of them" in caplog.text
+        assert (
+            f"failover_{name} has copies of earlier failures, 1 of them" in caplog.text
+        )
         await client.delete(f"failover_{name}")
         await queue.delete()

@@ -38,6 +38,7 @@ class Settling:
         self.held = Held()
         self.failed: list[tuple[Entry, Failure]] = []
         self.fatal: list[ServerError] = []
+        self.came_back = 0
         self.settler = Settler(
             Member(stream, GROUP, CONSUMER),
             held=self.held,
@@ -45,7 +46,11 @@ class Settling:
             keeps_failures=False,
             failed=lambda entry, failure: self.failed.append((entry, failure)),
             fatal=self.fatal.append,
+            came_back=self._count,
         )
+
+    def _count(self) -> None:
+        self.came_back += 1
 
     async def hold(self, client: Redis, *bodies: bytes) -> list[Entry]:
         """Read new messages, which are then held."""
@@ -135,7 +140,9 @@ async def test_acknowledgements_gather_while_one_is_under_way(
     """The next call takes all that came meanwhile, without a timer."""
     async with settling(url, name) as work:
         first, *entries = await work.hold(client, *[b"x"] * 51)
-        work.settler.ack(first)  # a server that does not know the script yet asks for it
+        work.settler.ack(
+            first
+        )  # a server that does not know the script yet asks for it
         await work.flushed()
         before = await calls(client, "xack")
 
@@ -220,6 +227,7 @@ async def test_a_released_entry_is_in_the_lane_untried(
         assert fields[b"body"] == b"1"
         assert (fields[b"mq-id"], fields[b"mq-attempt"]) == (entry.id, b"0")
         assert not work.failed
+        assert work.came_back == 1
 
 
 async def test_a_retry_counts_an_attempt(url: str, name: str, client: Redis) -> None:
@@ -250,6 +258,7 @@ async def test_a_delayed_retry_waits_where_nobody_reads(
         await work.flushed()
 
         assert await left(client, name, GROUP) == Left(names=HERE, delayed=1)
+        assert work.came_back == 1
 
 
 async def test_a_dead_letter_has_its_reason(url: str, name: str, client: Redis) -> None:
@@ -278,6 +287,7 @@ async def test_a_dead_letter_has_its_reason(url: str, name: str, client: Redis) 
             b"mq-attempt": b"1",
         }  # fmt: skip
         assert work.failed == [(entry, failure)]
+        assert work.came_back == 0
         assert await left(client, name, GROUP) == Left(names=HERE)
 
 

@@ -85,6 +85,7 @@ class Assembly:
             keeps_failures=channel.is_of_dead_letters,
             failed=self._failed,
             fatal=fail,
+            came_back=lambda: self._promoter.ring(),
         )
         self._lease = Lease(
             member,

@@ -60,6 +60,7 @@ class Settler:
         keeps_failures: bool,
         failed: Callable[[Entry, Failure], None],
         fatal: Callable[[ServerError], None],
+        came_back: Callable[[], None] = lambda: None,
     ) -> None:
         """Nothing is sent before something is settled.
 
@@ -70,6 +71,8 @@ class Settler:
             keeps_failures: Whether it is one already, and stays in its stream.
             failed: Told of each message that has failed for good, after it was put aside.
             fatal: Told of an error that does not pass by itself.
+            came_back: Told when messages have been put where what comes back is taken from. The
+                bell says so, too, but a bell may be lost.
         """
         self._member = member
         self._held = held
@@ -77,6 +80,7 @@ class Settler:
         self._keeps_failures = keeps_failures
         self._failed = failed
         self._fatal = fatal
+        self._came_back = came_back
         self._loop = asyncio.get_running_loop()
         self._acks: list[bytes] = []
         self._lane_acks: list[bytes] = []
@@ -224,7 +228,10 @@ class Settler:
                 self._fatal(error)
                 await asyncio.sleep(1.0)
             else:
-                break
+                self._moved(batch, held)
+                return
+
+    def _moved(self, batch: Sequence[_Moving], held: Sequence[bool]) -> None:
         for item, was_held in zip(batch, held, strict=True):
             entry = item.move.entry
             self._held.drop((entry.id,), in_lane=entry.in_lane)
@@ -232,6 +239,8 @@ class Settler:
                 self.lost += 1
             elif item.failure is not None:
                 self._failed(entry, item.failure)
+        if any(item.move.where in {"lane", "later"} for item in batch):
+            self._came_back()
 
     def _look_for_quiet(self) -> None:
         busy = (
