@@ -264,6 +264,19 @@ async def test_it_ends_while_it_waits_for_room(
                 await work.promoter.served()
 
 
+async def test_a_bell_that_rings_after_the_stop_holds_nobody_up(
+    url: str, name: str, client: Redis
+) -> None:
+    """Who waits for the lane's turn would wait for ever: nobody looks any more."""
+    async with promoting(url, name, client) as work, running(work):
+        work.promoter.stop()
+
+        work.promoter.ring()
+
+        with fail_after(1):
+            await work.promoter.served()
+
+
 async def test_what_does_not_pass_by_itself_is_raised(
     url: str, name: str, client: Redis
 ) -> None:

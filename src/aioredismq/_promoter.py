@@ -68,6 +68,8 @@ class Promoter:
 
     def ring(self) -> None:
         """Look soon: something may be there."""
+        if self._stopping:
+            return
         self._served.clear()
         self._rung.set()
 
