@@ -627,6 +627,26 @@ async def test_an_outage_shorter_than_the_timeout_goes_unnoticed(
     }
 
 
+async def test_what_is_under_way_is_not_sent_again(
+    own_server: RedisServer, name: str, own_client: Redis
+) -> None:
+    """Each of many that were refused for a while asks for all to be sent again."""
+    async with open_batcher(own_server.url, name) as batcher:
+        await batcher.append(*plain("teaches the script"))
+        before = await script_calls(own_client)
+        own_server.pause()
+        tasks = send(batcher, *range(10))
+        await asyncio.sleep(0)
+        for _ in range(3):
+            batcher._send_again()
+        own_server.resume()
+
+        await asyncio.gather(*tasks)
+        await batcher._link.call("PING")
+
+        assert await script_calls(own_client) - before == 2
+
+
 @pytest.mark.parametrize("lost", range(5))
 async def test_a_batch_whose_answer_was_lost_is_stored_once(
     line: FaultyLine, name: str, client: Redis, lost: int
