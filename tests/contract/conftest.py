@@ -48,7 +48,7 @@ def pytest_collection_modifyitems(
     What differs there is where connections lead; what differs between the loops is how they are
     read, and that is seen on a single server.
     """
-    if config.getoption("--loop") != "all":
+    if config.getoption("--loop") != "both-where-it-matters":
         return
     spared = [
         item
