@@ -225,6 +225,19 @@ async def test_a_call_ends_with_its_patience(link: Link, line: FaultyLine) -> No
     assert link.failure is not None
 
 
+async def test_a_call_without_patience_is_made_once(
+    link: Link, line: FaultyLine
+) -> None:
+    """If the line breaks under it, that is its answer."""
+    calling = asyncio.ensure_future(link.call("BLPOP", "nothing", 5, patience=0))
+    await anyio.sleep(0.02)
+
+    line.drop()
+
+    with pytest.raises(ConnectionLostError, match="reset"):
+        await asyncio.wait_for(calling, 1)
+
+
 async def test_nothing_is_submitted_to_a_link_that_is_down(
     link: Link, line: FaultyLine
 ) -> None:

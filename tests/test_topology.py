@@ -4,6 +4,7 @@ import secrets
 import time
 from typing import TYPE_CHECKING, Any
 
+import anyio
 import pytest
 import redis.asyncio as redis
 from redis.asyncio.sentinel import Sentinel
@@ -15,6 +16,7 @@ from aioredismq import (
     Connection,
     ConnectionLostError,
 )
+from aioredismq._opening import writer_of
 from aioredismq._topology import (
     LentCluster,
     LentPool,
@@ -24,7 +26,7 @@ from aioredismq._topology import (
     Topology,
     topology_for,
 )
-from aioredismq.testing import RedisServer
+from aioredismq.testing import FaultyLine, RedisServer
 from tests.support import eventually
 
 if TYPE_CHECKING:
@@ -202,6 +204,18 @@ async def test_the_first_node_need_not_be_the_one(cluster: ClusterNodes) -> None
         await way.give_up(connection)
 
 
+async def test_a_node_that_is_gone_is_looked_for_anew(cluster: ClusterNodes) -> None:
+    """What was known of the key a moment ago does not count any more."""
+    way = topology(cluster.url, cluster=True)
+    assert isinstance(way, OwnCluster)
+    way._lately["key"] = ("127.0.0.1", 1, time.monotonic())
+
+    with pytest.raises(ConnectionLostError, match=r"127\.0\.0\.1:1"):
+        await way.open("key")
+
+    await way.give_up(await way.open("key"))
+
+
 async def test_a_single_server_is_no_cluster(url: str) -> None:
     """Said to be one by mistake, it says so itself."""
     with pytest.raises(CommandRefusedError, match="cluster"):
@@ -287,6 +301,29 @@ async def test_a_server_that_is_no_master_is_not_taken_for_one(
         await way.open("key")
     for each in sentinel.sentinels:
         each.command("SENTINEL", "REMOVE", label)
+
+
+async def test_a_master_that_breaks_off_is_given_up(
+    sentinel: SentinelSet, url: str
+) -> None:
+    """In the middle of being asked what it is; the next attempt finds it well."""
+    label = f"s{secrets.token_hex(4)}"
+    async with FaultyLine(url) as line:
+        for each in sentinel.sentinels:
+            await anyio.to_thread.run_sync(
+                each.command, "SENTINEL", "MONITOR", label, "127.0.0.1", line.port, 3
+            )
+        way = topology(sentinel.url.replace(sentinel.service, label))
+        way.addresses = way.addresses[:1]  # type: ignore[attr-defined]
+        line.reset_after_request(containing=b"ROLE")
+
+        with pytest.raises(ConnectionLostError, match=f":{line.port}"):
+            await way.open("key")
+        connection = await way.open("key")
+
+        await way.give_up(connection)
+        for each in sentinel.sentinels:
+            await anyio.to_thread.run_sync(each.command, "SENTINEL", "REMOVE", label)
 
 
 async def test_whether_it_is_the_master_need_not_be_told(sentinel: SentinelSet) -> None:
@@ -404,6 +441,28 @@ async def test_a_lent_pool_that_is_exhausted_says_so(url: str) -> None:
 
         await way.give_up(connection)
         await pool.disconnect()
+
+
+async def test_a_connection_that_ended_in_its_pool_and_cannot_be_made_anew(
+    url: str,
+) -> None:
+    """Its place is given back all the same."""
+    async with FaultyLine(url) as line:
+        pool = redis.BlockingConnectionPool.from_url(
+            line.url, max_connections=1, timeout=0.05, protocol=3
+        )
+        async with redis.Redis.from_pool(pool) as client:
+            await client.ping()
+            line.cut()
+            [connection] = pool._available_connections
+            await eventually(lambda: writer_of(connection).is_closing())
+            way = topology(client)
+            for _ in range(3):
+                with pytest.raises(ConnectionLostError, match="cannot reach Redis"):
+                    await way.open("key")
+            line.heal()
+
+            await way.give_up(await way.open("key"))
 
 
 async def test_a_pool_that_was_reset_takes_nothing_back(url: str) -> None:
