@@ -802,3 +802,20 @@ async def test_a_million_years_of_names_cost_one_look(
         assert await them.one.retire_others(inactive=0.0) == 2000
 
         assert time.perf_counter() - begun < 1
+
+
+async def test_dead_letters_are_kept_as_long_as_they_are_to_be(
+    url: str, name: str, client: Redis
+) -> None:
+    """By the server's clock; without a limit they stay."""
+    async with belonging(url, name, client) as them:
+        dead = them.stream.keys.dead
+        seconds, _ = await client.time()
+        old = await client.xadd(dead, {"body": "1"}, id=f"{(seconds - 100) * 1000}-0")
+        new = await client.xadd(dead, {"body": "2"})
+
+        await them.one.retire_others(inactive=3600.0)
+        assert [entry_id for entry_id, _ in await client.xrange(dead)] == [old, new]
+        await them.one.retire_others(inactive=3600.0, retention=50.0)
+
+        assert [entry_id for entry_id, _ in await client.xrange(dead)] == [new]

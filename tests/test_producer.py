@@ -650,3 +650,14 @@ async def test_a_lost_line_stops_nothing(url: str, name: str, client: Redis) -> 
 
     written = list(map(int, (await stored(client, name)).values()))
     assert sorted(written) == sorted([*range(500), *range(500)])
+
+
+async def test_what_redis_could_not_take_is_refused_here(
+    producer: Producer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It would cut the connection that everybody shares."""
+    monkeypatch.setattr("aioredismq._producer._LARGEST", 1000)
+
+    with pytest.raises(EncodeError, match="at most 1000 bytes, got 1040"):
+        await producer.produce(b"x" * 1000)  # and its content type
+    await producer.produce(b"x" * 900)

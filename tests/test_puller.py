@@ -132,13 +132,18 @@ async def test_an_error_in_the_block_fails_the_message_and_goes_no_further() -> 
 
 
 async def test_what_was_settled_by_hand_in_the_block_counts() -> None:
-    """Whatever is raised afterwards."""
+    """What is raised afterwards is not its failure, and goes on."""
     pulling = Pulling()
-    async with create_task_group() as tasks:
-        tasks.start_soon(pulling.puller.run, [entry()])
+
+    async def handle() -> None:
         async with await pulling.following() as message:
             message.retry("busy", delay=3)
             raise ValueError("afterwards")
+
+    async with create_task_group() as tasks:
+        tasks.start_soon(pulling.puller.run, [entry()])
+        with pytest.raises(ValueError, match="afterwards"):
+            await handle()
 
     assert pulling.outcomes == {b"1-0": Retry(3, "busy")}
 

@@ -227,10 +227,12 @@ class Message:
     ) -> bool:
         """Acknowledge, or fail with what was raised; an `Exception` goes no further.
 
-        Cancelled in the block, it is handed back.
+        Cancelled in the block, it is handed back. What is raised after it was settled by hand is
+        not its failure, and goes on.
         """
-        if self._settle is not None:
-            self._end(exc)
+        if self._settle is None:
+            return False
+        self._end(exc)
         return isinstance(exc, Exception)
 
     def __repr__(self) -> str:

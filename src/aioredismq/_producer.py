@@ -13,6 +13,7 @@ from ._codec import encode, encode_original
 from ._config import ProducerConfig
 from ._errors import (
     ConfigurationError,
+    EncodeError,
     MessageQueueError,
     NotInitializedError,
     PublishManyError,
@@ -27,6 +28,9 @@ if TYPE_CHECKING:
     from typing import Self
 
     from ._channel import OnChannel
+
+# Redis takes no longer value (`proto-max-bulk-len`): it would cut the connection all share.
+_LARGEST = 512 * 1024 * 1024
 
 # Batches of `produce_many` on their way at once: enough that the next one is encoded while the
 # answer of the last one comes back.
@@ -272,9 +276,12 @@ async def _stepwise(bodies: Iterable[Any]) -> AsyncIterator[Any]:
 
 def _size(fields: tuple[bytes, ...]) -> int:
     # Which of the two holds the body depends on the wire.
-    return (
-        len(fields[0]) + len(fields[1]) if len(fields) == 2 else sum(map(len, fields))
-    )
+    two = len(fields) == 2
+    size = len(fields[0]) + len(fields[1]) if two else sum(map(len, fields))
+    if size > _LARGEST:
+        msg = f"a message must be at most {_LARGEST} bytes, got {size}"
+        raise EncodeError(msg)
+    return size
 
 
 def _closed(name: str) -> NotInitializedError:
