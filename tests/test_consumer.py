@@ -287,6 +287,41 @@ async def test_a_handler_that_swallows_its_cancellation_may_finish(
         assert await left(client, name) == NOTHING
 
 
+async def test_a_handler_that_cannot_be_cancelled_is_named_in_the_log(
+    url: str,
+    name: str,
+    client: Redis,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Nobody can end it; it says at least what the end waits for, and the rest is handed back."""
+    monkeypatch.setattr(room_of_consumer, "_LAST_GRACE", 0.1)
+    started, give_in = asyncio.Event(), asyncio.Event()
+
+    async def stubborn(body: int) -> None:
+        started.set()
+        while not give_in.is_set():
+            with suppress(asyncio.CancelledError):
+                await anyio.sleep(60)
+
+    async with opened(url, name) as queue:
+        await queue.produce_many(range(3))
+        config = ConsumerConfig(shutdown_timeout=0, concurrency=1)
+        consumer = Consumer(queue, stubborn, config)
+        await consumer.start()
+        await eventually(started.is_set)
+
+        stopping = asyncio.ensure_future(consumer.stop())
+        await eventually(lambda: "1 cancelled handlers have not ended" in caplog.text)
+        after = await left(client, name)
+        assert (after.pending, after.stream + after.undelivered_lane) == (1, 3)
+        assert not stopping.done()
+        give_in.set()
+
+        with fail_after(2):
+            await stopping
+
+
 async def test_a_thread_that_does_not_end_is_left_behind(
     url: str, name: str, client: Redis
 ) -> None:

@@ -64,7 +64,9 @@ def shown(arguments: dict[str, Any]) -> str:
 def without_password(url: str) -> str:
     """Write a URL for an error message."""
     scheme, separator, rest = url.partition("://")
-    if not re.fullmatch(r"[a-z+]+", scheme):  # no scheme, and a password that looks like one
+    if not re.fullmatch(
+        r"[a-z+]+", scheme
+    ):  # no scheme, and a password that looks like one
         scheme, separator, rest = "", "", url
     _, at, place = rest.rpartition("@")
     place = re.sub(r"(password=)[^&]*", r"\1***", place)

@@ -205,6 +205,14 @@ class Assembly:
             )
         await self._reporter.told()
 
+    @property
+    def unfinished(self) -> str:
+        """What the end waits for, for the log."""
+        running = self._dispatcher.running
+        if running:
+            return f"{running} cancelled handlers have not ended"
+        return "Redis, or the failover callback, has not answered"
+
     def close(self) -> None:
         """Listen to nobody any more."""
         self._settler.close()

@@ -248,12 +248,21 @@ class Consumer:
             assembly.close()
 
     async def _end(self, assembly: Assembly) -> None:
+        problem: object = None
         try:
-            with move_on_after(_LAST_GRACE, shield=True):
+            with move_on_after(_LAST_GRACE, shield=True) as grace:
                 await assembly.end()
+            if grace.cancelled_caught:
+                problem = assembly.unfinished
         except ServerError as error:
             # What ended it, if anything did, is what is raised; this is only the consequence.
-            logger.warning("consumer %s could not take its leave: %s", self.name, error)
+            problem = error
+        if problem is not None:
+            logger.warning(
+                "consumer %s could not take its leave, what it holds is left to be taken over: %s",
+                self.name,
+                problem,
+            )
 
     def _unclaim(self) -> None:
         if self._is_claimed:
