@@ -1,20 +1,23 @@
 """An asyncio-native message queue on Redis Streams.
 
-The floors, from the ground up; imports go down only:
+The floors, from the ground up; imports go down only (`pyproject.toml` has them to the letter):
 
-1. `_errors` `_keys` `_message` `_retry` `_host`: words, names, rules; one owner of background tasks
-2. `_codec` `_handler` `_outcome` `_history` `_config` `_read_ahead` `_held`: pure rules
-3. `_wire` `_topology`: one connection, and where it leads
-4. `_scripts` `_bell`: what is said on it, and what is heard
-5. `_link` `_connection`: a wire that mends itself; all of an application's wires
-6. `_stream` `_batcher` `_channel`: every operation on a queue, named by what it means
-7. `_reader` `_promoter` `_dispatcher` `_invoker` `_puller` `_settler` `_reporter`
-   `_lease` `_recoverer` `_watcher`: one task each
-8. `_producer` `_consumer`: where they are wired
-9. `_queue` `_running`: the face
-10. `_cli`, `testing`: doors of their own
+1. words: `_errors` `_keys` `_message` `_retry` `_clock` `_pauses`, and `_host`, which owns every
+   background task
+2. rules, which touch no network: `_config` `_outcome` `_history` `_held` `_read_ahead` `_times`;
+   bodies: `_codec` `_handler` on `_json` `_hints` `_models` `_scalars` `_shape`
+3. one connection, and where it leads: `_wire` `_address` `_opening` `_topology` `_about`
+4. what is said and heard on it: `_scripts` `_bell`; a wire that mends itself: `_link`; all of an
+   application's wires: `_connection`
+5. every operation, named by what it means: `_stream` `_member`; sends, gathered: `_batch`
+   `_backlog` `_batcher`; a queue on a connection: `_channel`
+6. one task each: `_reader` `_promoter` `_dispatcher` `_invoker` `_puller` `_settler` `_lease`
+   `_recoverer` `_reporter` `_watcher`
+7. where they are wired: `_assembly`, `_consumer`, `_producer`; `_dead_letters`, `_running`
+8. the face: `_queue`
+9. doors of their own: `_cli…` and `_demo…`, `testing`
 
-New here? `_message`, `_outcome`, `_stream`, then `_consumer`.
+New here? `_message`, `_outcome`, `_stream`, `_member`, then `_assembly`.
 """
 
 from ._config import ConsumerConfig, ProducerConfig, QueueConfig
