@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 import redis.asyncio as redis
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from aioredismq import ConfigurationError
@@ -83,6 +83,7 @@ def test_a_url_that_cannot_be_used_is_refused(url: str, rule: str) -> None:
 
 
 @given(SECRETS)
+@example("s3cr3t://t3rc3s")
 def test_a_password_is_never_shown(secret: str) -> None:
     """Wherever it stands in the URL, and however it was quoted."""
     for url in (
