@@ -50,7 +50,7 @@ class Deployment:
 
 
 async def eventually(
-    is_true: Callable[[], bool | Awaitable[bool]], limit: float = 5.0
+    is_true: Callable[[], bool | Awaitable[bool]], limit: float = 15.0
 ) -> None:
     """Wait until a condition holds; fail, naming it, when it does not within `limit` seconds."""
     end = time.monotonic() + limit

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     _Start: TypeAlias = "Callable[..., _Demo]"
 
 # Five processes begin, on a machine that may be busy.
-pytestmark = pytest.mark.timeout(60)
+pytestmark = pytest.mark.timeout(120)
 
 _ENDLESS = ("--messages", "1000000000", "--patience", "5")
 
@@ -319,7 +319,7 @@ class _Demo:
 
     def wait(self) -> int:
         """Wait until it has ended, and give its exit code."""
-        return self.process.wait(40)
+        return self.process.wait(90)
 
     def output(self) -> str:
         """Give what it has written, once it has ended."""

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from redis.asyncio import Redis
 
-pytestmark = [pytest.mark.one_loop, pytest.mark.timeout(60)]
+pytestmark = [pytest.mark.one_loop, pytest.mark.timeout(120)]
 
 # More turns of the event loop than a send, or the start of a consumer, takes on a quick line.
 TURNS = 40

@@ -47,7 +47,7 @@ async def test_a_killed_master_behind_sentinel_is_followed(
         former = sentinels.master
         await run_sync(former.kill)
         await eventually(lambda: sentinels.master.port != former.port, 20)
-        await load.flows(40, limit=8)
+        await load.flows(40, limit=15)
         # Accepted and not passed on: gone with the master. Nothing else may be missing.
         await asyncio.sleep(2)
         gone = load.ledger.lost
@@ -66,7 +66,7 @@ async def test_a_planned_failover_behind_sentinel_loses_nothing(
         former = sentinels.master
         sentinels.sentinels[0].command("SENTINEL", "FAILOVER", "mymaster")
         await eventually(lambda: sentinels.master.port != former.port, 20)
-        await load.flows(40, limit=8)
+        await load.flows(40, limit=15)
         await asyncio.sleep(2)
         gone = load.ledger.lost
         load.ledger.accepted -= gone
@@ -92,7 +92,7 @@ async def test_a_planned_failover_in_a_cluster_loses_nothing(
         former = await run_sync(nodes.master_of, name)
         _replica_of(nodes, former).command("CLUSTER", "FAILOVER")
         await eventually(lambda: nodes.master_of(name).port != former.port, 20)
-        await load.flows(40, limit=4)
+        await load.flows(40, limit=10)
 
     assert not load.ledger.lost
     assert not load.ledger.unwanted
@@ -107,7 +107,7 @@ async def test_a_killed_node_of_a_cluster_is_followed(
         replica = _replica_of(nodes, former)
         await run_sync(former.kill)
         await eventually(lambda: "role:master" in _info(replica), 20)
-        await load.flows(40, limit=8)
+        await load.flows(40, limit=15)
         await asyncio.sleep(2)
         gone = load.ledger.lost
         load.ledger.accepted -= gone

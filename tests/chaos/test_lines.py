@@ -14,7 +14,7 @@ from tests.looking import NOTHING, left
 if TYPE_CHECKING:
     from tests.support import Client
 
-pytestmark = [pytest.mark.one_loop, pytest.mark.timeout(60)]
+pytestmark = [pytest.mark.one_loop, pytest.mark.timeout(120)]
 
 
 async def test_cut_lines_lose_and_repeat_nothing(

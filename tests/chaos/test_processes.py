@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from aioredismq.testing import RedisServer
     from tests.support import Client
 
-pytestmark = [pytest.mark.one_loop, pytest.mark.timeout(60)]
+pytestmark = [pytest.mark.one_loop, pytest.mark.timeout(120)]
 
 
 class Crew:
@@ -110,7 +110,7 @@ async def test_what_a_killed_process_held_is_taken_over(
 
         victim.process.kill()
         killed = time.monotonic()
-        await eventually(lambda: crew.said("end").total() == 4, VISIBILITY + 3)
+        await eventually(lambda: crew.said("end").total() == 4, VISIBILITY + 10)
 
         assert time.monotonic() - killed > VISIBILITY / 2
         await eventually(lambda: is_settled(client, name))
@@ -224,7 +224,7 @@ async def test_a_process_that_wakes_up_late_may_only_acknowledge(
         works_as = {"works_as": "hang"} if deed == "end" else {}
         second = await crew.start(**works_as)
         await queue.produce({"number": 2, "seconds": 1})
-        await eventually(lambda: crew.said("begin", second)[1] == 1, VISIBILITY + 3)
+        await eventually(lambda: crew.said("begin", second)[1] == 1, VISIBILITY + 10)
 
         stopped.send(signal.SIGCONT)
 
@@ -234,7 +234,7 @@ async def test_a_process_that_wakes_up_late_may_only_acknowledge(
             await eventually(lambda: is_gone(client, name, 1))
             second.process.kill()
             await crew.start()
-            await eventually(lambda: 2 in crew.said("end"), VISIBILITY + 6)
+            await eventually(lambda: 2 in crew.said("end"), VISIBILITY + 12)
         await eventually(lambda: is_settled(client, name), 6)
 
         assert crew.said("begin")[1] == 2
@@ -257,7 +257,7 @@ async def test_a_lost_lease_cancels_a_handler_that_wants_it(
         await eventually(lambda: crew.said("begin").total() == 1)
         stopped.send(signal.SIGSTOP)
         second = await crew.start()
-        await eventually(lambda: crew.said("end", second) == {1: 1}, VISIBILITY + 3)
+        await eventually(lambda: crew.said("end", second) == {1: 1}, VISIBILITY + 10)
 
         stopped.send(signal.SIGCONT)
 

