@@ -262,8 +262,8 @@ async def test_a_slow_handler_leaves_the_rest_to_others(
 
 async def test_count_bounds_what_is_read_ahead(queue: RedisMessageQueue) -> None:
     """Consuming goes on: it is how many a read brings at most."""
-    handled = Handled()
-    await queue.produce_many(range(500))
+    handled = Handled(takes=0.001)
+    await queue.produce_many(range(400))
     most = 0
 
     async def watching(body: int) -> None:
@@ -275,7 +275,7 @@ async def test_count_bounds_what_is_read_ahead(queue: RedisMessageQueue) -> None
     config = ConsumerConfig(count=5, concurrency=2)
     consumer = Consumer(queue, watching, config)
     async with consumer:
-        await handled.until(500)
+        await handled.until(400)
 
     assert 1 <= most <= 5
 
