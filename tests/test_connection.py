@@ -509,10 +509,10 @@ async def test_a_connection_that_cannot_be_used_gives_its_place_back(url: str) -
             line.url, max_connections=2, timeout=2
         )
         async with redis.Redis.from_pool(pool) as client:
-            connection = Connection(client, connect_timeout=0.05)
+            connection = Connection(client, connect_timeout=0.2)
             async with connection:
                 line.black_hole()
-                for _ in range(5):
+                for _ in range(3):
                     with pytest.raises(ConnectionLostError):
                         await connection.link("key")
                 line.heal()
