@@ -321,7 +321,7 @@ async def test_consumers_that_come_and_go_lose_nothing(
         for start in range(0, 600, 50):
             await queue.produce_many(range(start, start + 50))
             await anyio.sleep(0.005)
-        await eventually(lambda: len(done) == 600, limit=10)
+        await eventually(lambda: len(done) == 600, limit=40)
         stop.set()
 
     assert set(done.values()) == {1}
