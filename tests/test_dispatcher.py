@@ -174,26 +174,26 @@ async def test_no_read_asks_for_more_than_it_may_bring() -> None:
     assert dispatcher.room() == 5
 
 
-async def test_a_large_stock_is_not_topped_up_one_by_one() -> None:
+async def test_a_large_stock_is_not_topped_up_one_by_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """A read for one more is worth its round trip only when little is left."""
+    monkeypatch.setattr(ReadAhead, "allowed", lambda self, now, silent=0.0: 100)
     work = Work()
-    dispatcher = make(work, concurrency=1)
+    work.open.clear()
+    dispatcher = make(work)
     async with working(dispatcher):
-        while not dispatcher.room() > 100:
-            dispatcher.offer(entries(500))
-            await eventually(lambda: not dispatcher.waiting)
-        work.open.clear()
-        dispatcher.offer(entries(1 + dispatcher.room()))
+        dispatcher.offer(entries(1))
         await eventually(lambda: work.running == 1)
-
-        full = dispatcher.room()
-        while dispatcher.waiting > 5:  # the stock shrinks, as if others had taken it
+        empty = dispatcher.room()
+        dispatcher.offer(entries(80))
+        well_stocked = dispatcher.room()
+        while dispatcher.waiting > 70:  # the stock shrinks, as if it were being handled
             dispatcher._entries.pop()
-        nearly_empty = dispatcher.room()
+        less = dispatcher.room()
         work.open.set()
 
-    assert full == 0
-    assert nearly_empty > 25
+    assert (empty, well_stocked, less) == (100, 0, 30)
 
 
 async def test_who_waits_for_room_is_told_when_a_handler_ends() -> None:
