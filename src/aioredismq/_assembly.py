@@ -76,6 +76,8 @@ class Assembly:
         self._fail = fail
         self._generation: Generation | None = None
         self.held = Held()
+        self.failed = 0
+        """Messages that have failed for good, since the start."""
         self._clock = ServerClock()
         self._reporter = Reporter(config.failover_callback)
         self._settler = settler = Settler(
@@ -278,6 +280,7 @@ class Assembly:
         await self._promoter.served()
 
     def _failed(self, entry: Entry, failure: Failure) -> None:
+        self.failed += 1
         self._reporter.report(self._invoker.message(entry), failure)
 
     async def _work(self) -> None:

@@ -155,8 +155,8 @@ class ConsumerConfig:
     """What becomes of a message whose time (`produce(expires=)`) has passed before it was
     handled: a dead letter with reason `expired`, or nothing."""
     failover: bool = True
-    """Whether what fails for good becomes a dead letter. False: it is logged, counted, reported
-    to `failover_callback` and dropped."""
+    """Whether what fails for good becomes a dead letter. False: it is logged, counted in
+    `Consumer.failed`, reported to `failover_callback` and dropped."""
     dead_letter_retention: float | None = None
     """Seconds after which dead letters are removed, looked at every few minutes. None: never; they
     then stay until somebody discards them."""

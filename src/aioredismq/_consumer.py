@@ -188,6 +188,11 @@ class Consumer:
         """Messages read and not settled."""
         return 0 if self._assembly is None else len(self._assembly.held)
 
+    @property
+    def failed(self) -> int:
+        """Messages that have failed for good since it started, put aside or dropped."""
+        return 0 if self._assembly is None else self._assembly.failed
+
     async def __aiter__(self) -> AsyncIterator[Message]:
         """Pull messages until it is stopped; each must be settled."""
         if not self._pulls or self._assembly is None or self._assembly.puller is None:

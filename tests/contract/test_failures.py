@@ -209,7 +209,7 @@ async def test_many_failures_are_as_many_dead_letters(
 async def test_without_failover_what_fails_for_good_is_dropped(
     queue: RedisMessageQueue, look: Client
 ) -> None:
-    """It is reported, and then nowhere."""
+    """It is reported and counted, and then nowhere."""
     told: list[tuple[str, Failure]] = []
 
     async def callback(message: Message, failure: Failure) -> None:
@@ -218,11 +218,14 @@ async def test_without_failover_what_fails_for_good_is_dropped(
     config = ConsumerConfig(
         failover=False, failover_callback=callback, max_attempts=2, retry=AT_ONCE
     )
-    async with Consumer(queue, Handled(error=ValueError("no")), config):
+    handled = Handled(error=ValueError("no"))
+    async with Consumer(queue, handled, config) as consumer:
+        assert consumer.failed == 0
         message_id = await queue.produce("hello")
         await eventually(lambda: bool(told))
         await emptied(look, queue)
 
+    assert consumer.failed == 1
     [(reported, failure)] = told
     assert reported == message_id
     assert (failure.reason, failure.detail) == ("attempts", "no")

@@ -262,6 +262,7 @@ async def consume_by_hand(queue: RedisMessageQueue) -> None:
         assert_type(running.name, str)
         assert_type(running.group, str)
         assert_type(running.held, int)
+        assert_type(running.failed, int)
         assert_type(running.is_running, bool)
         assert_type(running.error, BaseException | None)
         await running.wait()
