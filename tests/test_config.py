@@ -10,6 +10,7 @@ import pytest
 from aioredismq import (
     ConfigurationError,
     ConsumerConfig,
+    ExponentialBackoff,
     Failure,
     Message,
     NoRetry,
@@ -240,8 +241,10 @@ def test_every_field_is_tried_here() -> None:
     assert tried == there
 
 
-def test_the_default_policy_is_one() -> None:
-    """And is made anew for each configuration."""
+def test_what_fails_waits_by_default() -> None:
+    """Up to 1 s, doubled each time, up to 5 minutes: a broken neighbour is not hammered."""
     policy: RetryPolicy = ConsumerConfig().retry
 
-    assert policy.delay(1, ValueError()) == 0
+    assert policy == ExponentialBackoff(
+        initial=1, multiplier=2, maximum=300, jitter=True
+    )

@@ -148,9 +148,9 @@ class ConsumerConfig:
     """Processes that may end while a message is their marked suspect before it is dead."""
     max_attempts: int = 5
     """Times a handler is tried before the message has failed for good."""
-    retry: RetryPolicy = field(default_factory=lambda: ExponentialBackoff(initial=0))
-    """How long a failed message waits, holding no slot. Default: not at all; `ExponentialBackoff()`
-    waits up to 1 s, doubled with each attempt, up to 5 minutes."""
+    retry: RetryPolicy = field(default_factory=ExponentialBackoff)
+    """How long a failed message waits, holding no slot: by default up to 1 s after the first
+    failure, doubled with each further one, up to 5 minutes."""
     expired: Literal["dead", "drop"] = "dead"
     """What becomes of a message whose time (`produce(expires=)`) has passed before it was
     handled: a dead letter with reason `expired`, or nothing."""

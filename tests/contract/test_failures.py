@@ -82,6 +82,30 @@ async def test_a_failing_message_is_tried_again_at_once(
     assert not await dead_letters(look, queue.name)
 
 
+async def test_by_default_what_fails_waits_and_holds_no_slot(
+    queue: RedisMessageQueue, look: Client
+) -> None:
+    """For up to 1 s, each as long as it draws: in the only slot they would take 15 s."""
+    failed: dict[int, float] = {}
+    waited: list[float] = []
+
+    async def handler(number: int, message: Message) -> None:
+        if message.attempt == 1:
+            failed[number] = time.monotonic()
+            raise ValueError("not yet")
+        else:
+            waited.append(time.monotonic() - failed[number])
+
+    async with Consumer(queue, handler, ConsumerConfig(concurrency=1)):
+        begun = time.monotonic()
+        await queue.produce_many(range(30))
+        await eventually(lambda: len(waited) == 30)
+        took = time.monotonic() - begun
+
+    assert 0.5 < max(waited) <= took < 8
+    assert await left(look, queue.name) == NOTHING
+
+
 async def test_what_fails_too_often_becomes_a_dead_letter(
     queue: RedisMessageQueue, look: Client
 ) -> None:
