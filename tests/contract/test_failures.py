@@ -93,8 +93,7 @@ async def test_by_default_what_fails_waits_and_holds_no_slot(
         if message.attempt == 1:
             failed[number] = time.monotonic()
             raise ValueError("not yet")
-        else:
-            waited.append(time.monotonic() - failed[number])
+        waited.append(time.monotonic() - failed[number])
 
     async with Consumer(queue, handler, ConsumerConfig(concurrency=1)):
         begun = time.monotonic()
