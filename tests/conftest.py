@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
     from pathlib import Path
 
+    from tests.support import Client
+
 _EXTERNAL = "AIOREDISMQ_TEST_URL"
 _LOOPS: dict[str, tuple[str, dict[str, Any]]] = {
     "asyncio": ("asyncio", {"use_uvloop": False}),
@@ -81,6 +83,13 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         default=8.0,
         metavar="SECONDS",
         help="how long the soak goes on (default: %(default)g)",
+    )
+    group.addoption(
+        "--outage",
+        type=float,
+        default=15.0,
+        metavar="SECONDS",
+        help="how long a server is away in the long outages (default: %(default)g)",
     )
 
 
@@ -215,6 +224,13 @@ def deployment(request: pytest.FixtureRequest, server_path: Path | None) -> Depl
         sentinels=tuple(watched.addresses),
         service=watched.service,
     )
+
+
+@pytest.fixture
+async def look(deployment: Deployment) -> AsyncIterator[Client]:
+    """A plain client of the deployment, to look in from outside."""
+    async with deployment.client() as client:
+        yield client
 
 
 @pytest.fixture

@@ -20,8 +20,9 @@ from tests.support import eventually
 
 if TYPE_CHECKING:
     import asyncio
-    from collections.abc import AsyncIterator, Sequence
+    from collections.abc import AsyncIterator, Callable, Sequence
 
+    from aioredismq._held import Held
     from aioredismq._member import Where
     from tests.support import Client
 
@@ -138,6 +139,28 @@ async def _names(client: Client, key: str, group: str) -> list[bytes]:
 async def dead_letters(client: Client, queue: str) -> list[dict[bytes, bytes]]:
     """List the fields of the dead letters, oldest first."""
     return [fields for _, fields in await client.xrange(QueueKeys(queue).dead)]
+
+
+class SlowToHear(Member):
+    """A member that hears what is pending only after its consumer has settled all of that."""
+
+    def __init__(self, stream: Stream, group: str, held: Held) -> None:
+        """As any member, until `settles` is set."""
+        super().__init__(stream, group, "one")
+        self._held = held
+        self.settles = False
+        self.settled = 0
+
+    async def own_pending(
+        self, *, in_lane: bool, held: Callable[[bytes], bool]
+    ) -> list[Entry]:
+        """Look, and read the answer later."""
+        found = await super().own_pending(in_lane=in_lane, held=lambda _: False)
+        if self.settles:
+            ids = [entry.id for entry in found]
+            self.settled += sum(self._held.has(one, in_lane=in_lane) for one in ids)
+            self._held.drop(ids, in_lane=in_lane)
+        return [entry for entry in found if not held(entry.id)]
 
 
 @asynccontextmanager

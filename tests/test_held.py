@@ -82,3 +82,18 @@ def test_dropping_what_is_not_held_changes_nothing() -> None:
     held.drop([b"1-0"], in_lane=False)
 
     assert len(held) == 0
+
+
+def test_what_is_settled_during_a_look_was_held() -> None:
+    """Whoever looks at what is pending may read of it later than it was settled."""
+    held = Held()
+    held.add(entries(b"1-0", b"2-0"))
+
+    with held.looking(in_lane=False) as known, held.looking(in_lane=True) as in_lane:
+        held.add(entries(b"3-0"))
+        held.drop([b"1-0", b"3-0"], in_lane=False)
+
+        assert [known(b"%d-0" % n) for n in (1, 2, 3, 4)] == [True, True, True, False]
+        assert not in_lane(b"1-0")
+    with held.looking(in_lane=False) as known:
+        assert [known(b"%d-0" % n) for n in (1, 2)] == [False, True]

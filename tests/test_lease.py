@@ -53,12 +53,16 @@ class Leasing:
         self.client = client
         self.held = Held()
         self.lost: list[tuple[bytes, bool]] = []
+        self.settling: set[bytes] = set()
         self.member = Member(stream, GROUP, ONE)
         self.lease = Lease(
             self.member,
             held=self.held,
             visibility_timeout=visibility,
             lost=lambda entry_id, in_lane: self.lost.append((entry_id, in_lane)),
+            is_settling=lambda entry_id, in_lane: (
+                entry_id in self.settling and not in_lane
+            ),
         )
 
     async def hold(self, count: int = 1) -> list[Entry]:
@@ -244,6 +248,21 @@ async def test_what_was_settled_while_the_server_was_asked_is_not_lost(
 
         assert await asking == []
         assert not work.lost
+
+
+async def test_what_is_being_settled_is_not_lost_but_settled(
+    url: str, name: str, client: Redis
+) -> None:
+    """Its acknowledgement was carried out, and only the answer was lost: nobody else has it."""
+    async with leasing(url, name, client) as work:
+        acknowledged, stolen = await work.hold(2)
+        work.settling.add(acknowledged.id)
+        await client.xack(name, GROUP, acknowledged.id)
+        await work.steal(stolen)
+
+        await work.lease._renew_all()
+
+        assert work.lost == [(stolen.id, False)]
 
 
 async def test_the_same_id_of_the_lane_is_another_lease(

@@ -11,10 +11,10 @@ from redis.asyncio import Redis
 from aioredismq import WrongKeyTypeError
 from aioredismq import _promoter as room_of_promoter
 from aioredismq import _scripts as scripts
-from aioredismq._member import Member
+from aioredismq._held import Held
 from aioredismq._promoter import Promoter
 from aioredismq.testing import FaultyLine
-from tests.looking import hand_back, left, opened_stream
+from tests.looking import SlowToHear, hand_back, left, opened_stream
 from tests.support import eventually
 
 if TYPE_CHECKING:
@@ -38,13 +38,14 @@ class Promoting:
         self.brought: list[Entry] = []
         self.times: list[float] = []
         self._more_room = asyncio.Event()
-        self.member = Member(stream, GROUP, "one")
+        self.held = Held()
+        self.member = SlowToHear(stream, GROUP, self.held)
         self.promoter = Promoter(
             self.member,
             room=lambda: self.room,
             wait_for_room=self._wait_for_room,
             deliver=self._deliver,
-            held=lambda entry_id: any(one.id == entry_id for one in self.brought),
+            held=self.held,
             set_clock=self.times.append,
         )
 
@@ -59,6 +60,7 @@ class Promoting:
             await self._more_room.wait()
 
     def _deliver(self, entries: Sequence[Entry]) -> None:
+        self.held.add(entries)
         self.brought += entries
         self.room -= len(entries)
 
@@ -207,6 +209,24 @@ async def test_what_a_lost_reply_left_pending_is_found(
             await eventually(lambda: len(work.brought) == 5)
 
         assert len({entry.id for entry in work.brought}) == 5
+
+
+async def test_what_is_settled_while_it_looks_at_its_own_is_not_brought_again(
+    url: str, name: str, client: Redis
+) -> None:
+    """The server had looked before; the answer is read when the message is handled already."""
+    async with promoting(url, name, client) as work:
+        await work.hand_back(3)
+        async with running(work):
+            await eventually(lambda: len(work.brought) == 3)
+            work.member.settles = True
+
+            await client.client_kill_filter(_type="normal", skipme=True)
+            await eventually(lambda: work.member.settled == 3)
+            await work.hand_back(1)
+            await eventually(lambda: len(work.brought) >= 4)
+
+        assert len({entry.id for entry in work.brought}) == len(work.brought) == 4
 
 
 @pytest.mark.usefixtures("without_pulse")

@@ -16,12 +16,12 @@ from aioredismq import (
     WrongKeyTypeError,
 )
 from aioredismq import _reader as room_of_reader
+from aioredismq._held import Held
 from aioredismq._keys import QueueKeys
-from aioredismq._member import Member
 from aioredismq._reader import LONGEST_BLOCK, Reader
 from aioredismq._stream import Stream
 from aioredismq.testing import FaultyLine
-from tests.looking import left
+from tests.looking import SlowToHear, left
 from tests.support import eventually
 
 if TYPE_CHECKING:
@@ -45,7 +45,8 @@ class Reading:
         self.mended = 0
         self.refusals: list[Exception] = []
         self._more_room = asyncio.Event()
-        self.member = Member(stream, GROUP, "one")
+        self.held = Held()
+        self.member = SlowToHear(stream, GROUP, self.held)
         self.reader = Reader(
             self.member,
             open_wire=lambda: connection.reserve(
@@ -54,7 +55,7 @@ class Reading:
             room=lambda: self.room,
             wait_for_room=self._wait_for_room,
             deliver=self._deliver,
-            held=lambda entry_id: any(one.id == entry_id for one in self.brought),
+            held=self.held,
             mend=self._mend,
         )
 
@@ -69,6 +70,7 @@ class Reading:
             await self._more_room.wait()
 
     def _deliver(self, entries: Sequence[Entry]) -> None:
+        self.held.add(entries)
         self.brought += entries
         self.portions.append(len(entries))
         self.room -= len(entries)
@@ -274,6 +276,23 @@ async def test_entries_of_a_read_whose_reply_was_lost_are_found(
         await eventually(lambda: work.bodies == [b"1", b"2"])
         assert not line.is_armed
         assert (await left(client, name, GROUP)).pending == 2
+
+
+async def test_what_is_settled_while_it_looks_at_its_own_is_not_brought_again(
+    url: str, name: str, client: Redis
+) -> None:
+    """The server had looked before; the answer is read when the message is handled already."""
+    async with FaultyLine(url) as line, reading(line.url, name) as work:
+        await add(client, name, b"1", b"2")
+        await eventually(lambda: len(work.brought) == 2)
+        work.member.settles = True
+
+        line.drop()
+        await eventually(lambda: work.member.settled == 2)
+        await add(client, name, b"3")
+
+        await eventually(lambda: b"3" in work.bodies)
+        assert work.bodies == [b"1", b"2", b"3"]
 
 
 async def test_what_is_held_is_not_read_again_after_a_cut(

@@ -447,7 +447,7 @@ async def test_a_server_that_refuses_for_a_while_is_asked_again(
 async def test_an_error_of_a_move_that_does_not_pass_is_told(
     url: str, name: str, client: Redis
 ) -> None:
-    """And the move is tried again: it may have been mended by hand."""
+    """Nobody waits for it any more: the entry stays pending, and others take it over."""
     async with settling(url, name) as work:
         [entry] = await work.hold(client, b"1")
         lane = work.stream.keys.lane(GROUP)
@@ -457,6 +457,8 @@ async def test_an_error_of_a_move_that_does_not_pass_is_told(
 
         await eventually(lambda: bool(work.fatal))
         assert "WRONGTYPE" in str(work.fatal[0])
+        await work.flushed()
+        assert len(work.held) == 1
         await client.delete(lane)
 
 
@@ -472,7 +474,33 @@ async def test_an_error_that_does_not_pass_is_told(
 
         await eventually(lambda: bool(work.fatal))
         assert "WRONGTYPE" in str(work.fatal[0])
+        await work.flushed()
+        assert len(work.held) == 1
         await client.delete(name)
+
+
+async def test_it_knows_what_it_is_settling(url: str, name: str, client: Redis) -> None:
+    """From the outcome to the answer, on its way or waiting, told apart by source."""
+    async with settling(url, name) as work:
+        handled, later, failed, last = await work.hold(client, b"1", b"2", b"3", b"4")
+        known = work.settler.is_settling
+
+        work.settler.ack(handled)
+        assert known(handled.id, False)
+        assert not known(handled.id, True)
+        await asyncio.sleep(0)  # sent
+        work.settler.ack(later)
+        work.settler.settle(failed, Release())
+        assert [known(one.id, False) for one in (handled, later, failed, last)] == [
+            True,
+            True,
+            True,
+            False,
+        ]
+        assert not known(failed.id, True)
+
+        await work.flushed()
+        assert not any(known(one.id, False) for one in (handled, later, failed))
 
 
 async def test_a_stream_that_is_gone_needs_no_settling(

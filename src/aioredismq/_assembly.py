@@ -94,6 +94,7 @@ class Assembly:
             held=self.held,
             visibility_timeout=config.visibility_timeout,
             lost=self._lease_lost,
+            is_settling=settler.is_settling,
         )
         self._invoker = invoker = Invoker(
             binding,
@@ -123,7 +124,7 @@ class Assembly:
             room=self._dispatcher.room,
             wait_for_room=self._wait_for_room,
             deliver=self._deliver_from_lane,
-            held=lambda entry_id: self.held.has(entry_id, in_lane=True),
+            held=self.held,
             set_clock=self._clock.set,
         )
         self._reader = Reader(
@@ -134,7 +135,7 @@ class Assembly:
             room=self._dispatcher.room,
             wait_for_room=self._wait_for_room_after_lane,
             deliver=self._deliver,
-            held=lambda entry_id: self.held.has(entry_id, in_lane=False),
+            held=self.held,
             mend=self._mend,
         )
         self._recoverer = Recoverer(

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import time
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from ._message import Entry
 
@@ -17,12 +18,13 @@ class Held:
     Times are seconds of this process's monotonic clock.
     """
 
-    __slots__ = ("_lane", "_stream")
+    __slots__ = ("_lane", "_lookers", "_stream")
 
     def __init__(self) -> None:
         """Nothing is held."""
         self._stream: dict[bytes, float] = {}
         self._lane: dict[bytes, float] = {}
+        self._lookers: list[set[tuple[bytes, bool]]] = []
 
     def add(self, entries: Sequence[Entry]) -> None:
         """Hold entries of one read: all of one source."""
@@ -38,11 +40,28 @@ class Held:
             if entry_id in held:
                 held[entry_id] = when
 
-    def drop(self, ids: Iterable[bytes], *, in_lane: bool) -> None:
+    def drop(self, ids: Sequence[bytes], *, in_lane: bool) -> None:
         """Hold no more what was settled."""
         held = self._of(in_lane=in_lane)
         for entry_id in ids:
             held.pop(entry_id, None)
+        for seen in self._lookers:
+            seen.update((entry_id, in_lane) for entry_id in ids)
+
+    @contextmanager
+    def looking(self, *, in_lane: bool) -> Iterator[Callable[[bytes], bool]]:
+        """Tell, in the block, of each id whether it is held, or was when the block began or since.
+
+        For who asks Redis what is pending: an entry may be settled after Redis has looked and
+        before its answer is read, and is not one to handle then.
+        """
+        settled: set[tuple[bytes, bool]] = set()
+        held = self._of(in_lane=in_lane)
+        self._lookers.append(settled)
+        try:
+            yield lambda entry_id: entry_id in held or (entry_id, in_lane) in settled
+        finally:
+            self._lookers = [one for one in self._lookers if one is not settled]
 
     def has(self, entry_id: bytes, *, in_lane: bool) -> bool:
         """Say whether an id is held."""

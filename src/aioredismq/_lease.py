@@ -43,6 +43,7 @@ class Lease:
         held: Held,
         visibility_timeout: float,
         lost: Callable[[bytes, bool], None],
+        is_settling: Callable[[bytes, bool], bool],
     ) -> None:
         """Nothing is renewed before `run()`.
 
@@ -51,12 +52,15 @@ class Lease:
             held: What is held.
             visibility_timeout: Seconds a lease lasts; it is renewed every third of them.
             lost: Told of the id of each lost lease, and whether it was in the lane.
+            is_settling: Says of an id, and whether it was in the lane, that its outcome is known:
+                it may have been settled, and only the answer was lost.
         """
         self._member = member
         self._held = held
         self._period = visibility_timeout / 3
         self._grace = max(self._period, _LEAST_GRACE)
         self._lost = lost
+        self._is_settling = is_settling
         self._told: set[tuple[bytes, bool]] = set()
         self._sound_since = time.monotonic()
         self._due = time.monotonic() + self._period
@@ -150,7 +154,8 @@ class Lease:
         lost = [item for item in lost if self._held.has(item, in_lane=in_lane)]
         self._held.renewed(set(ids).difference(lost), asked, in_lane=in_lane)
         for entry_id in lost:
-            self._tell(entry_id, in_lane=in_lane)
+            if not self._is_settling(entry_id, in_lane):
+                self._tell(entry_id, in_lane=in_lane)
         return lost
 
     def _tell(self, entry_id: bytes, *, in_lane: bool) -> None:

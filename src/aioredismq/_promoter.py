@@ -14,6 +14,7 @@ from ._errors import ConnectionLostError, ServerFullError, ServerNotReadyError
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
 
+    from ._held import Held
     from ._member import Member
     from ._message import Entry
 
@@ -41,7 +42,7 @@ class Promoter:
         room: Callable[[], int],
         wait_for_room: Callable[[], Awaitable[None]],
         deliver: Callable[[Sequence[Entry]], None],
-        held: Callable[[bytes], bool],
+        held: Held,
         set_clock: Callable[[float], None],
     ) -> None:
         """Nothing is asked before `run()`.
@@ -51,7 +52,7 @@ class Promoter:
             room: Says how many entries there is room for now.
             wait_for_room: Returns when there is room again.
             deliver: Takes what was read.
-            held: Says whether an id of the lane is known to this consumer.
+            held: What this consumer holds.
             set_clock: Told of the server's time whenever it is seen.
         """
         self._member = member
@@ -142,7 +143,8 @@ class Promoter:
 
     async def _look_at_own(self) -> None:
         """Find what a lost reply has left pending under this consumer."""
-        lost = await self._member.own_pending(in_lane=True, held=self._held)
+        with self._held.looking(in_lane=True) as held:
+            lost = await self._member.own_pending(in_lane=True, held=held)
         if lost:
             self._deliver(lost)
 

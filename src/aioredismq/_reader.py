@@ -30,6 +30,7 @@ from ._wire import exchange
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
 
+    from ._held import Held
     from ._member import Member
     from ._message import Entry
     from ._wire import Wire
@@ -62,7 +63,7 @@ class Reader:
         room: Callable[[], int],
         wait_for_room: Callable[[], Awaitable[None]],
         deliver: Callable[[Sequence[Entry]], None],
-        held: Callable[[bytes], bool],
+        held: Held,
         mend: Callable[[], Awaitable[None]],
     ) -> None:
         """Nothing is opened before `run()`.
@@ -73,7 +74,7 @@ class Reader:
             room: Says how many entries there is room for now.
             wait_for_room: Returns when there is room again.
             deliver: Takes what was read.
-            held: Says whether an id is known to this consumer.
+            held: What this consumer holds.
             mend: Makes the group again when it is gone; raises when it was deleted on purpose.
         """
         self._member = member
@@ -186,7 +187,8 @@ class Reader:
         except (PermissionDeniedError, CommandRefusedError):
             self._wire_id = None
         # A read whose reply was lost has left entries pending under this name, unseen.
-        lost = await self._member.own_pending(in_lane=False, held=self._held)
+        with self._held.looking(in_lane=False) as held:
+            lost = await self._member.own_pending(in_lane=False, held=held)
         if lost:
             logger.info("found %d entries of a lost read", len(lost))
             self._deliver(lost)

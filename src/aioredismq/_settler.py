@@ -85,10 +85,11 @@ class Settler:
         self._acks: list[bytes] = []
         self._lane_acks: list[bytes] = []
         self._lane_next = False
-        self._acking = False
+        self._acking: Sequence[bytes] = ()  # what was sent and is not answered
+        self._acking_lane = False
         self._ack_due = False
         self._moves: deque[_Moving] = deque()
-        self._moving = False
+        self._moving: Sequence[_Moving] = ()
         self._work = asyncio.Event()
         self._quiet = asyncio.Event()
         self._quiet.set()
@@ -134,8 +135,20 @@ class Settler:
             case _:
                 assert_never(outcome)
 
+    def is_settling(self, entry_id: bytes, in_lane: bool) -> bool:
+        """Say whether an outcome of this entry is on its way, or waits to be."""
+        if entry_id in (self._lane_acks if in_lane else self._acks):
+            return True
+        if entry_id in self._acking and in_lane is self._acking_lane:
+            return True
+        moving = (item.move.entry for item in (*self._moving, *self._moves))
+        return any(one.id == entry_id and one.in_lane is in_lane for one in moving)
+
     async def flushed(self) -> None:
-        """Return when everything settled so far was answered."""
+        """Return when everything settled so far was answered.
+
+        What was refused for good is not sent again: it stays pending, and others take it over.
+        """
         while not self._quiet.is_set():
             await self._quiet.wait()
 
@@ -161,33 +174,37 @@ class Settler:
             return  # sent when it is up again
         command = self._member.settle_command(batch, in_lane=in_lane, whole=whole)
         del ids[: len(batch)]
-        self._acking = True
+        self._acking, self._acking_lane = batch, in_lane
         self._member.link.submit(
             command, lambda reply: self._acked(batch, reply, in_lane=in_lane)
         )
 
     def _acked(self, batch: list[bytes], reply: Any, *, in_lane: bool) -> None:
-        self._acking = False
+        self._acking = ()
         if not isinstance(reply, Exception):
             self._held.drop(batch, in_lane=in_lane)
             self._send_acks()
             return
-        ids = self._lane_acks if in_lane else self._acks
-        ids[:0] = batch
         match reply:
             case ServerError(code="NOSCRIPT"):
+                self._keep(batch, in_lane=in_lane)
                 self._send_acks(whole=True)
             case ConnectionLostError():
-                pass  # sent when it is up again
+                self._keep(batch, in_lane=in_lane)  # sent when it is up again
             case ServerNotReadyError() | ServerFullError():
+                self._keep(batch, in_lane=in_lane)
                 if reply.code in {"MOVED", "ASK", "READONLY"}:
                     self._member.link.renew(reply)
                 self._loop.call_later(_PAUSE, self._send_acks)
             case ServerError():
                 self._fatal(reply)
-                self._loop.call_later(1.0, self._send_acks)
+                self._send_acks()
             case _:
                 raise reply
+
+    def _keep(self, batch: list[bytes], *, in_lane: bool) -> None:
+        ids = self._lane_acks if in_lane else self._acks
+        ids[:0] = batch
 
     def _go_on(self) -> None:
         """Send what has waited for the connection."""
@@ -210,11 +227,11 @@ class Settler:
                 batch = [
                     self._moves.popleft() for _ in range(min(len(self._moves), _MOST))
                 ]
-                self._moving = True
+                self._moving = batch
                 try:
                     await self._send_moves(batch)
                 finally:
-                    self._moving = False
+                    self._moving = ()
             self._look_for_quiet()
 
     async def _send_moves(self, batch: Sequence[_Moving]) -> None:
@@ -226,7 +243,7 @@ class Settler:
                 await asyncio.sleep(_PAUSE)
             except ServerError as error:
                 self._fatal(error)
-                await asyncio.sleep(1.0)
+                return
             else:
                 self._moved(batch, held)
                 return

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import TYPE_CHECKING
 
 import pytest
@@ -20,3 +21,33 @@ def durable_server(server_path: Path | None) -> Iterator[RedisServer]:
         server_path, persistence=True, args=("--appendfsync", "always")
     ) as server:
         yield server
+
+
+@pytest.fixture
+def outage(request: pytest.FixtureRequest) -> float:
+    """Seconds for which a server is away in a long outage."""
+    seconds: float = request.config.getoption("--outage")
+    return seconds
+
+
+class _Warnings(logging.Handler):
+    """Counts what is logged for people: warnings and above."""
+
+    def __init__(self) -> None:
+        """Nothing yet."""
+        super().__init__(logging.WARNING)
+        self.lines: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Count one."""
+        self.lines.append(record.getMessage())
+
+
+@pytest.fixture
+def logged() -> Iterator[list[str]]:
+    """What this package warns about."""
+    handler = _Warnings()
+    logger = logging.getLogger("aioredismq")
+    logger.addHandler(handler)
+    yield handler.lines
+    logger.removeHandler(handler)

@@ -1,13 +1,11 @@
-"""Producers and consumers at work while something breaks, and the ledger that judges them."""
+"""Producers and consumers at work while something breaks."""
 
 from __future__ import annotations
 
 import asyncio
 import itertools
 import random
-from collections import Counter
 from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from anyio import create_task_group
@@ -18,10 +16,14 @@ from aioredismq import (
     Consumer,
     ConsumerConfig,
     ExponentialBackoff,
+    Message,
     PublishUncertainError,
     RedisMessageQueue,
+    RejectMessage,
+    RetryMessage,
     ServerError,
 )
+from tests.chaos.ledger import Ledger
 from tests.support import eventually
 
 if TYPE_CHECKING:
@@ -37,36 +39,18 @@ CONFIG = ConsumerConfig(
 )
 
 
-@dataclass(slots=True)
-class Ledger:
-    """What was accepted and what was handled: the only judge.
+# What becomes of a message follows from its number, so that every fault meets all of it: some
+# fail once and are tried again, some are given up, some are sent to be handled later.
+def _fails_once(number: int) -> bool:
+    return number % 13 == 5
 
-    Attributes:
-        accepted: Bodies whose `produce` returned an id.
-        refused: Bodies whose `produce` raised, so that nothing may be stored.
-        handled: How often each body was handled with success.
-        running: Handlers that run now.
-    """
 
-    accepted: set[int] = field(default_factory=set)
-    refused: set[int] = field(default_factory=set)
-    handled: Counter[int] = field(default_factory=Counter)
-    running: int = 0
+def _is_given_up(number: int) -> bool:
+    return number % 29 == 7
 
-    @property
-    def lost(self) -> set[int]:
-        """Accepted and never handled."""
-        return self.accepted - self.handled.keys()
 
-    @property
-    def duplicates(self) -> int:
-        """How many times too often something was handled."""
-        return sum(self.handled.values()) - len(self.handled)
-
-    @property
-    def unwanted(self) -> set[int]:
-        """Handled although its sender was told that it is not stored."""
-        return self.refused & self.handled.keys()
+def _is_delayed(number: int) -> bool:
+    return number % 17 == 3
 
 
 class Load:
@@ -80,7 +64,8 @@ class Load:
         self.consumers = [
             Consumer(queue, self._handle, CONFIG) for queue in (self.queue, self.other)
         ]
-        self._chance = random.Random(seed)
+        self.chance = random.Random(seed)
+        """Decides how long handlers take, and when and how the test breaks things."""
         self._numbers = itertools.count()
         self._stop = asyncio.Event()
         self._may_produce = asyncio.Event()
@@ -95,28 +80,23 @@ class Load:
             lambda: self.ledger.handled.total() >= before + messages, limit
         )
 
+    async def a_moment(self, longest: float = 0.05) -> None:
+        """Wait, not as long each time: a fault meets whatever is under way just then."""
+        await asyncio.sleep(self.chance.random() * longest)
+
     async def settles(self, limit: float) -> None:
-        """Produce no more, and wait until all that was accepted is handled and settled."""
+        """Produce no more, and wait until all that was accepted is settled."""
+        await self.quiet(limit)
         self._stop.set()
+        self.go_on()
+
+    async def quiet(self, limit: float) -> None:
+        """Produce nothing until `go_on()`, and wait until all that was accepted is settled."""
+        self._may_produce.clear()
         ledger = self.ledger
         await eventually(lambda: not self.sending, limit)
-        await eventually(lambda: not ledger.lost and not ledger.running, limit)
+        await eventually(lambda: not ledger.open and not ledger.running, limit)
         await eventually(lambda: not any(item.held for item in self.consumers), limit)
-
-    async def write_off(self) -> set[int]:
-        """Name what the servers have taken away themselves, and count it no more as accepted.
-
-        It was accepted before, and for longer than any recovery takes nobody has handled it.
-        """
-        accepted = set(self.ledger.accepted)
-        await asyncio.sleep(3 * VISIBILITY)
-        gone = accepted & self.ledger.lost
-        self.ledger.accepted -= gone
-        return gone
-
-    def pause(self) -> None:
-        """Produce nothing for now; what is under way goes on."""
-        self._may_produce.clear()
 
     def go_on(self) -> None:
         """Produce again."""
@@ -124,8 +104,10 @@ class Load:
 
     async def produce(self) -> None:
         """Be one producer, until `settles()`."""
-        while not self._stop.is_set():
+        while True:
             await self._may_produce.wait()
+            if self._stop.is_set():
+                return
             self.sending += 1
             try:
                 await self._send(next(self._numbers))
@@ -135,7 +117,8 @@ class Load:
 
     async def _send(self, number: int) -> None:
         try:
-            await self.queue.produce(number)
+            delay = self.chance.random() / 2 if _is_delayed(number) else None
+            await self.queue.produce(number, delay=delay)
             self.ledger.accepted.add(number)
         except PublishUncertainError as error:
             await _until_certain(error)
@@ -144,11 +127,16 @@ class Load:
             self.ledger.refused.add(number)
             await asyncio.sleep(0.05)
 
-    async def _handle(self, body: int) -> None:
+    async def _handle(self, body: int, message: Message) -> None:
         ledger = self.ledger
         ledger.running += 1
         try:
-            await asyncio.sleep(self._chance.random() * 0.01)
+            await self.a_moment(0.01)
+            if _is_given_up(body):
+                ledger.rejected.add(body)
+                raise RejectMessage("of no use")
+            if _fails_once(body) and message.attempt == 1:
+                raise RetryMessage("the first time")
             ledger.handled[body] += 1
         finally:
             ledger.running -= 1
@@ -170,7 +158,7 @@ async def under_load(
         url: Where producers, and one of two consumers, connect.
         name: The queue.
         consumer_url: Where the other consumer connects; None for `url` too.
-        seed: Decides how long handlers take.
+        seed: Decides how long handlers take, and whatever the test draws from `load.chance`.
         limit: Seconds in which everything accepted must be handled after the block.
         kind: What kind of load it is.
     """
@@ -195,8 +183,7 @@ def _connection(url: str) -> Connection:
 
 async def _until_certain(error: PublishUncertainError) -> None:
     """Ask until it is known what became of a send, as a careful application would."""
-    for _ in range(20):
+    while True:
         with suppress(PublishUncertainError):
             await error.retry()
             return
-    raise error

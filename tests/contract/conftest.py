@@ -12,17 +12,10 @@ from aioredismq import Connection, RedisMessageQueue
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
-    from tests.support import Client, Deployment
+    from tests.support import Deployment
 
 
 _HERE = Path(__file__).parent
-
-
-@pytest.fixture
-async def look(deployment: Deployment) -> AsyncIterator[Client]:
-    """A plain client of the deployment, to look in from outside."""
-    async with deployment.client() as client:
-        yield client
 
 
 @pytest.fixture
