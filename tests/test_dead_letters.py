@@ -3,7 +3,7 @@ from __future__ import annotations
 import asyncio
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from anyio import fail_after
@@ -269,6 +269,59 @@ async def test_all_or_those_with_a_reason_are_redriven(
         async with consuming(queue, handled):
             await handled.until(12)
         assert sorted(handled.bodies) == list(range(12))
+
+
+async def test_all_ends_although_each_dies_again(
+    url: str, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All are those that are there when it begins, not what a live consumer makes of them."""
+    monkeypatch.setattr(room_of_dead_letters, "_PAGE", 2)
+    async with RedisMessageQueue(name, url) as queue:
+        await die(queue, *range(10))
+        dead = queue.dead_letters
+        redrive = dead._redrive
+
+        async def until_dead_again(*args: Any, **options: Any) -> Any:
+            answers = await redrive(*args, **options)
+            await eventually(lambda: has_letters(queue, 10))
+            return answers
+
+        monkeypatch.setattr(dead, "_redrive", until_dead_again)
+        rejecting = Handled(error=RejectMessage("still not"))
+        async with consuming(queue, rejecting):
+            with fail_after(10):
+                done = await dead.redrive(all=True)
+
+        assert done.count == 10
+        assert sorted(rejecting.bodies) == list(range(10))
+
+
+async def test_a_listing_ends_although_letters_come(
+    url: str, name: str, client: Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Listing, redriving and discarding go through what is there when they begin."""
+    monkeypatch.setattr(room_of_dead_letters, "_PAGE", 2)
+    async with RedisMessageQueue(name, url) as queue:
+        await die(queue, *range(4))
+        found = 0
+
+        with fail_after(5):
+            async for _ in queue.dead_letters._each(None, None):
+                found += 1
+                await client.xadd(f"{{{name}}}:dead", {b"body": b"1"})
+
+        assert found == 4
+        assert await queue.dead_letters.count() == 8
+
+
+async def test_a_letter_named_twice_is_brought_back_once(url: str, name: str) -> None:
+    """And is not said to be missing."""
+    async with RedisMessageQueue(name, url) as queue:
+        [letter_id] = await die(queue, "x")
+
+        done = await queue.dead_letters.redrive(letter_id, letter_id)
+
+        assert (done.count, done.missing) == (1, ())
 
 
 async def test_a_group_that_is_gone_is_said(url: str, name: str) -> None:

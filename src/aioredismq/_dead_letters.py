@@ -161,7 +161,7 @@ class DeadLetters:
         Args:
             ids: These letters.
             reason: Or all with this reason.
-            all: Or all.
+            all: Or all: those that are there when it begins, not what dies again meanwhile.
             reset_attempts: Whether attempts and crashes are counted anew.
 
         Raises:
@@ -197,7 +197,7 @@ class DeadLetters:
         Args:
             ids: These letters.
             reason: Or all with this reason.
-            all: Or all.
+            all: Or all: those that are there when it begins.
 
         Raises:
             ConfigurationError: Not exactly one of ids, reason and all was given.
@@ -250,7 +250,7 @@ class DeadLetters:
             msg = "say which dead letters: ids, reason=, or all=True"
             raise ConfigurationError(msg)
         page: _Page = []
-        for letter_id in ids:
+        for letter_id in dict.fromkeys(ids):
             page.append((letter_id, await self._get_or_none(letter_id)))
             if len(page) == _PAGE:
                 yield page
@@ -277,11 +277,14 @@ class DeadLetters:
         self, reason: str | None, since: datetime | float | None
     ) -> AsyncIterator[DeadLetter]:
         stream = self._stream()
+        key = stream.keys.dead
+        # What dies meanwhile is not among them: else those that fail again had no end.
+        last = await stream.last_dead()
+        if last is None:
+            return
         start = "-" if since is None else str(_milliseconds(since))
         while True:
-            rows = await stream.link.call(
-                "XRANGE", stream.keys.dead, start, "+", "COUNT", _PAGE
-            )
+            rows = await stream.link.call("XRANGE", key, start, last, "COUNT", _PAGE)
             for row in rows:
                 letter = self._letter(row)
                 if reason is None or letter.reason == reason:

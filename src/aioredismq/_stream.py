@@ -121,14 +121,23 @@ class Stream:
         """List the groups; none when the stream does not exist. Three round trips a group."""
         return [await self._group_info(info) for info in await self._infos()]
 
+    async def last_dead(self) -> str | None:
+        """Give the id of the last letter that was put aside; None when there was none yet."""
+        about = await self._info("STREAM", self.keys.dead)
+        return _pairs(about)[b"last-generated-id"].decode() if about else None
+
     async def _infos(self) -> list[dict[bytes, Any]]:
+        reply = await self._info("GROUPS", self.keys.stream)
+        return [_pairs(item) for item in reply]
+
+    async def _info(self, what: str, key: str) -> Any:
+        """Ask about a stream; nothing when it does not exist."""
         try:
-            reply = await self.link.call("XINFO", "GROUPS", self.keys.stream)
+            return await self.link.call("XINFO", what, key)
         except ServerError as error:
             if "no such key" in str(error):
                 return []
             raise
-        return [_pairs(item) for item in reply]
 
     async def _group_info(self, info: Mapping[bytes, Any]) -> GroupInfo:
         name = _text(info[b"name"])
