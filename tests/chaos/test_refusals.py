@@ -7,6 +7,7 @@ import random
 import re
 import time
 from contextlib import asynccontextmanager, suppress
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -23,9 +24,12 @@ from aioredismq import (
     MessageQueueError,
     PermissionDeniedError,
     RedisMessageQueue,
+    RejectMessage,
+    RetryMessage,
     ServerFullError,
     WrongKeyTypeError,
 )
+from aioredismq._keys import QueueKeys
 from aioredismq.testing import FaultyLine, RedisServer
 from tests.chaos.ledger import judge
 from tests.chaos.load import CONFIG, VISIBILITY, under_load
@@ -453,3 +457,74 @@ async def test_what_does_not_pass_by_itself_ends_consumers_with_the_reason(
             assert time.monotonic() - asked < 3
         with suppress(RedisError):
             await client.acl_setuser("worker", enabled=True, commands=["+@all"])
+
+
+# How each obstacle is put in the way of what a handler asks for, or of what is due.
+OBSTACLES: list[Any] = [
+    pytest.param(what, obstacle, id=f"{what}-{obstacle}")
+    for what, obstacles in {
+        "reject": ("-xadd", "dead"),
+        "retry": ("-xadd", "lane"),
+        "later": ("-zadd", "-hset", "-zrange", "due", "later"),
+        "delayed": ("-xadd", "-zrem", "-hget"),
+    }.items()
+    for obstacle in obstacles
+]
+
+
+async def put_in_the_way(obstacle: str, client: Redis, name: str) -> None:
+    """Forbid a command, or put something else where a key should be."""
+    if obstacle.startswith("-"):
+        await client.execute_command("ACL", "SETUSER", "worker", obstacle)
+        return
+    for key in _keys_of(obstacle, name):
+        await client.delete(key)
+        await client.set(key, "something else")
+
+
+async def put_right(obstacle: str, client: Redis, name: str) -> None:
+    """Take it out of the way again."""
+    await client.execute_command("ACL", "SETUSER", "worker", "+@all")
+    for key in _keys_of(obstacle, name):
+        await client.delete(key)
+
+
+def _keys_of(obstacle: str, name: str) -> list[str]:
+    keys, group = QueueKeys(name), f"{name}_group"
+    known = {"dead": keys.dead, "lane": keys.lane(group)}
+    known |= {"due": keys.due(group), "later": keys.later(group)}
+    return [known[obstacle]] if obstacle in known else []
+
+
+@pytest.mark.parametrize(("what", "obstacle"), OBSTACLES)
+async def test_what_cannot_be_put_elsewhere_stays_where_it_is(
+    server_path: Path | None, name: str, what: str, obstacle: str
+) -> None:
+    """A script has acknowledged it, and the next write is refused: Redis takes nothing back itself.
+
+    The consumer ends with the reason. When the obstacle is gone, the message is handled.
+    """
+
+    async def handle(body: int) -> None:
+        await put_in_the_way(obstacle, client, name)
+        if what == "reject":
+            raise RejectMessage("no")
+        raise RetryMessage(delay=0.1 if what == "later" else 0)
+
+    handled = Handled()
+    async with as_a_worker(server_path, name) as (client, url):
+        url = url.replace(":first@", "worker:secret@")
+        async with RedisMessageQueue(name, Connection(url, reply_timeout=1)) as queue:
+            await queue.produce(1, delay=0.5 if what == "delayed" else None)
+            if what == "delayed":
+                await put_in_the_way(obstacle, client, name)
+            with pytest.raises((PermissionDeniedError, WrongKeyTypeError)):
+                async with asyncio.timeout(8):
+                    await queue.consume(handle, visibility_timeout=0.5)
+
+            await put_right(obstacle, client, name)
+            async with Consumer(queue, handled, CONFIG):
+                await handled.until(1)
+        assert handled.bodies == [1]
+        assert await client.xlen(QueueKeys(name).dead) == 0
+        assert replace(await left(client, name), names=()) == NOTHING

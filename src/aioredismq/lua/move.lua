@@ -9,42 +9,63 @@
 -- ARGV[1] group   ARGV[2] consumer   ARGV[3] bell channel
 -- ARGV[4..] for each entry: its id, where (`lane`, `later`, `dead`; `keep` acknowledges it and leaves
 -- it in its stream), delay (ms, for `later`), how many field elements, then name, value, name, value, …
--- Returns for each entry 1, or 0 when it is not held (any more: the stream or group may be gone).
+-- Returns for each entry 1, or 0 when it is not held (any more: the stream or group may be gone); or
+-- the error of the first that could not be stored: it and those behind it are held as before.
 local answers, taken = {}, {}
-local ring = false
+local ring, failure = false, nil
 local now
+
+local function delayed(id, delay, fields)
+  if not now then
+    local time = redis.call('TIME')
+    now = time[1] * 1000 + math.floor(time[2] / 1000)
+  end
+  local due = now + tonumber(delay)
+  local member = KEYS[1] .. ' ' .. id
+  local first = redis.pcall('ZRANGE', KEYS[3], 0, 0, 'WITHSCORES')
+  if first.err then return first end
+  local stored = redis.pcall('HSET', KEYS[4], member, cmsgpack.pack(fields))
+  if type(stored) == 'table' and stored.err then return stored end
+  local added = redis.pcall('ZADD', KEYS[3], string.format('%.0f', due), member)
+  if type(added) == 'table' and added.err then
+    redis.call('HDEL', KEYS[4], member)
+    return added
+  end
+  if not first[2] or due < tonumber(first[2]) then ring = true end
+end
+
+-- Stores an entry where it goes; what is refused is returned, and nothing is stored.
+local function store(where, id, delay, fields)
+  if where == 'later' then return delayed(id, delay, fields) end
+  if where == 'keep' then return end
+  local stored = redis.pcall('XADD', where == 'lane' and KEYS[2] or KEYS[5], '*', unpack(fields))
+  if type(stored) == 'table' and stored.err then return stored end
+  if where == 'lane' then ring = true end
+end
+
 local at, last = 4, #ARGV
-while at <= last do
+while at <= last and not failure do
   local id, where, delay, elements = ARGV[at], ARGV[at + 1], ARGV[at + 2], tonumber(ARGV[at + 3])
   local from, to = at + 4, at + 3 + elements
   at = to + 1
   local pending = redis.pcall('XPENDING', KEYS[1], ARGV[1], id, id, 1, ARGV[2])
-  if pending.err and not string.find(pending.err, 'NOGROUP', 1, true) then return pending end
-  if pending.err or #pending == 0 then
+  if pending.err and not string.find(pending.err, 'NOGROUP', 1, true) then
+    failure = pending
+  elseif pending.err or #pending == 0 then
     answers[#answers + 1] = 0
   else
     redis.call('XACK', KEYS[1], ARGV[1], id)
-    if where == 'lane' then
-      redis.call('XADD', KEYS[2], '*', unpack(ARGV, from, to))
-      ring = true
-    elseif where == 'dead' then
-      redis.call('XADD', KEYS[5], '*', unpack(ARGV, from, to))
-    elseif where == 'later' then
-      if not now then
-        local time = redis.call('TIME')
-        now = time[1] * 1000 + math.floor(time[2] / 1000)
-      end
-      local due = now + tonumber(delay)
-      local first = redis.call('ZRANGE', KEYS[3], 0, 0, 'WITHSCORES')
-      local member = KEYS[1] .. ' ' .. id
-      redis.call('ZADD', KEYS[3], string.format('%.0f', due), member)
-      redis.call('HSET', KEYS[4], member, cmsgpack.pack({unpack(ARGV, from, to)}))
-      if not first[2] or due < tonumber(first[2]) then ring = true end
+    failure = store(where, id, delay, {unpack(ARGV, from, to)})
+    if failure then
+      -- Redis takes no write back by itself: acknowledged and stored nowhere, it would be lost.
+      redis.call('XCLAIM', KEYS[1], ARGV[1], ARGV[2], 0, id, 'IDLE', pending[1][3],
+        'RETRYCOUNT', pending[1][4], 'FORCE', 'JUSTID')
+    else
+      if where ~= 'keep' then taken[#taken + 1] = id end
+      answers[#answers + 1] = 1
     end
-    if where ~= 'keep' then taken[#taken + 1] = id end
-    answers[#answers + 1] = 1
   end
 end
 if #taken > 0 then remove(KEYS[1], ARGV[1], taken) end
 if ring then redis.pcall('PUBLISH', ARGV[3], '') end
-return answers
+return failure or answers

@@ -35,9 +35,16 @@ local function promote(set, fields, stream, limit)
     'ZRANGEBYSCORE', set, '-inf', string.format('%.0f', now), 'LIMIT', 0, limit)
   for _, member in ipairs(due) do
     local packed = redis.call('HGET', fields, member)
+    local when = redis.call('ZSCORE', set, member)
     redis.call('ZREM', set, member)
+    if packed then
+      local stored = redis.pcall('XADD', stream, '*', unpack(cmsgpack.unpack(packed)))
+      if type(stored) == 'table' and stored.err then
+        redis.call('ZADD', set, when, member)  -- Redis takes no write back by itself
+        error(stored.err)
+      end
+    end
     redis.call('HDEL', fields, member)
-    if packed then redis.call('XADD', stream, '*', unpack(cmsgpack.unpack(packed))) end
   end
   return #due
 end
