@@ -26,7 +26,16 @@ from aioredismq import (
 )
 from aioredismq import _consumer as room_of_consumer
 from aioredismq.testing import FaultyLine
-from tests.looking import AT_ONCE, NOTHING, Handled, Left, Messages, deliver, left
+from tests.looking import (
+    AT_ONCE,
+    NOTHING,
+    Handled,
+    Left,
+    Messages,
+    dead_letters,
+    deliver,
+    left,
+)
 from tests.support import eventually
 
 if TYPE_CHECKING:
@@ -595,6 +604,39 @@ async def test_messages_can_be_pulled(url: str, name: str, client: Redis) -> Non
 
         assert got == list(range(10))
         assert await left(client, name) == NOTHING
+
+
+async def test_an_expired_message_is_not_pulled(
+    url: str, name: str, client: Redis
+) -> None:
+    """Neither one that was too late from the start nor one that waited for somebody to pull."""
+    async with opened(url, name) as queue:
+        await queue.produce("too late", expires=0.001)
+        await asyncio.sleep(0.01)
+        async with Consumer(queue, None) as consumer:
+            await eventually(lambda: has_dead_letters(client, name, 1))
+            await queue.produce("nobody came", expires=0.2)
+            await eventually(lambda: consumer.held == 1)
+            await asyncio.sleep(0.25)
+            await queue.produce("fresh", expires=60)
+            await eventually(lambda: consumer.held == 2)
+
+            async for message in consumer:
+                assert message.body == "fresh"
+                async with message:
+                    break
+
+        letters = await queue.dead_letters.list()
+        assert [(one.body, one.reason) for one in letters] == [
+            ("too late", "expired"),
+            ("nobody came", "expired"),
+        ]
+        assert await left(client, name) == NOTHING
+
+
+async def has_dead_letters(client: Redis, name: str, count: int) -> bool:
+    """Say whether there are so many."""
+    return len(await dead_letters(client, name)) == count
 
 
 async def test_leaving_a_pulling_consumer_hands_back_what_nobody_took(

@@ -8,12 +8,23 @@ from anyio import create_task_group, fail_after
 
 from aioredismq import ExponentialBackoff, Message, MessageQueueError
 from aioredismq._message import Entry
-from aioredismq._outcome import Ack, Outcome, Release, Retry, decide
+from aioredismq._outcome import (
+    Ack,
+    DeadLetter,
+    Failure,
+    Outcome,
+    Release,
+    Retry,
+    decide,
+)
 from aioredismq._puller import Puller
 from tests.support import eventually
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+
+EXPIRED = DeadLetter(Failure("expired", "too late"))
 
 
 class Pulling:
@@ -22,7 +33,13 @@ class Pulling:
     def __init__(self) -> None:
         """Nothing is offered yet."""
         self.outcomes: dict[bytes, Outcome] = {}
-        self.puller = Puller(make=make, decide=decide_by_default, settle=self._settle)
+        self.unhandled: dict[bytes, Outcome] = {}
+        self.puller = Puller(
+            unhandled=lambda entry: self.unhandled.get(entry.id),
+            make=make,
+            decide=decide_by_default,
+            settle=self._settle,
+        )
 
     def _settle(self, entry: Entry, outcome: Outcome) -> None:
         assert entry.id not in self.outcomes
@@ -73,6 +90,47 @@ async def test_a_worker_offers_its_entry_until_it_is_settled() -> None:
 
     assert message.id == "1-0"
     assert pulling.outcomes == {b"1-0": Ack()}
+
+
+async def test_what_nobody_is_to_see_is_not_offered() -> None:
+    """It is settled as it is to be, and its worker goes on."""
+    pulling = Pulling()
+    pulling.unhandled[b"1-0"] = EXPIRED
+
+    await pulling.puller.run([entry()])
+
+    assert pulling.outcomes == {b"1-0": EXPIRED}
+
+
+async def test_what_expires_while_it_is_offered_is_not_given_out() -> None:
+    """It may wait for long until somebody pulls; who pulls then gets the next one."""
+    pulling = Pulling()
+    async with create_task_group() as tasks:
+        for number in (1, 2, 3):
+            tasks.start_soon(pulling.puller.run, [entry(number)])
+        await asyncio.sleep(0)
+        pulling.unhandled = {b"1-0": EXPIRED, b"2-0": Ack()}
+
+        message = await pulling.following()
+        message.ack()
+
+    assert message.id == "3-0"
+    assert pulling.outcomes == {b"1-0": EXPIRED, b"2-0": Ack(), b"3-0": Ack()}
+
+
+async def test_what_expires_while_it_is_pulled_and_cut_off_is_settled_once() -> None:
+    """Its worker may be cancelled before it hears of it: then it is handed back."""
+    pulling = Pulling()
+    async with create_task_group() as tasks:
+        tasks.start_soon(pulling.puller.run, [entry()])
+        await asyncio.sleep(0)
+        pulling.unhandled[b"1-0"] = EXPIRED
+        tasks.start_soon(pulling.puller.following)
+        await asyncio.sleep(0)
+
+        tasks.cancel_scope.cancel()
+
+    assert len(pulling.outcomes) == 1
 
 
 async def test_messages_come_in_the_order_they_were_offered() -> None:

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from aioredismq import QueueMismatchError, RedisMessageQueue
-from tests.looking import Handled, left
+from aioredismq import Consumer, QueueMismatchError, RedisMessageQueue
+from tests.looking import NOTHING, Handled, left
 
 if TYPE_CHECKING:
     from tests.support import Client
@@ -51,6 +51,24 @@ async def test_a_running_installation_is_taken_over(
     assert await client.xlen(f"failover_{name}") == 1
     assert f"failover_{name} has copies of earlier failures, 1 of them" in caplog.text
     await client.delete(f"failover_{name}")
+
+
+async def test_the_marker_is_not_pulled_either(
+    url: str, name: str, client: Client
+) -> None:
+    """Who iterates gets messages only."""
+    marker = json.dumps({"queueInitialized": True, "queueName": name})
+    await client.xadd(name, {marker: "0.1"})
+    await client.xadd(name, {json.dumps({"id": "new"}): "0.2"})
+
+    queue = RedisMessageQueue(name, url, wire="original")
+    async with queue, Consumer(queue, None) as consumer:
+        async for message in consumer:
+            async with message:
+                assert message.body == {"id": "new"}
+                break
+
+    assert await left(client, name) == NOTHING
 
 
 async def test_what_is_produced_is_as_the_original_writes_it(

@@ -109,7 +109,12 @@ class Assembly:
             now=(lambda: None) if channel.is_of_dead_letters else self._clock.now,
         )
         self.puller = (
-            Puller(make=invoker.message, decide=invoker.decide, settle=settler.settle)
+            Puller(
+                unhandled=invoker.unhandled,
+                make=invoker.message,
+                decide=invoker.decide,
+                settle=settler.settle,
+            )
             if pulls
             else None
         )

@@ -133,20 +133,27 @@ class Invoker:
             await self._handle(wanted)
 
     def _settles_unhandled(self, entry: Entry) -> bool:
-        """Settle what no handler is to see: expired messages, markers of the JavaScript library."""
+        outcome = self.unhandled(entry)
+        if outcome is None:
+            return False
+        self._settle(entry, outcome)
+        return True
+
+    def unhandled(self, entry: Entry) -> Outcome | None:
+        """Say what becomes of an entry nobody is to see; None: it is to be handled.
+
+        Those are expired messages, and markers of the JavaScript library.
+        """
         if self._original and is_original_marker(entry.fields):
-            self._ack(entry)
-            return True
+            return Ack()
         until = history.expires_at(entry)
         now = self._now()
         if until is None or now is None or now < until:
-            return False
+            return None
         if self._config.expired == "drop":
-            self._ack(entry)
-        else:
-            detail = f"expired {now - until:.3f} s before it could be handled"
-            self._settle(entry, DeadLetter(Failure("expired", detail)))
-        return True
+            return Ack()
+        detail = f"expired {now - until:.3f} s before it could be handled"
+        return DeadLetter(Failure("expired", detail))
 
     # -- one entry -----------------------------------------------------------------------------
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeAlias
 
 from ._outcome import Ack, Outcome, Release
@@ -16,8 +17,17 @@ if TYPE_CHECKING:
 
 _Settle: TypeAlias = "Callable[[BaseException | None], None]"
 
-# Settles what was cut off: no failure, so it is handed back untried.
-_CUT_OFF = asyncio.CancelledError()
+
+@dataclass(frozen=True, slots=True)
+class _Offer:
+    entry: Entry
+    message: Message
+    settle: Callable[[BaseException | Outcome | None], None]
+
+    def withdraw(self, how: Outcome) -> None:
+        """Settle what nobody has taken."""
+        self.message.close()
+        self.settle(how)
 
 
 class Puller:
@@ -29,6 +39,7 @@ class Puller:
     def __init__(
         self,
         *,
+        unhandled: Callable[[Entry], Outcome | None],
         make: Callable[[Entry, _Settle], Message],
         decide: Callable[[BaseException, Entry], Outcome],
         settle: Callable[[Entry, Outcome], None],
@@ -36,49 +47,60 @@ class Puller:
         """Nothing is offered before `run()`.
 
         Args:
+            unhandled: Says what becomes of an entry nobody is to see; None for all others.
             make: Makes a message that tells how it was settled.
             decide: Says what becomes of a message that failed.
             settle: Does what an outcome says with an entry.
         """
+        self._unhandled = unhandled
         self._make = make
         self._decide = decide
         self._settle = settle
-        self._offers: deque[tuple[Message, _Settle]] = deque()
+        self._offers: deque[_Offer] = deque()
         self._something = asyncio.Event()
         self._ended = False
 
     async def run(self, portion: list[Entry]) -> None:
         """Offer one entry and return when it is settled."""
         entry = portion[0]
-        settled: asyncio.Future[BaseException | None] = (
+        unhandled = self._unhandled(entry)
+        if unhandled is not None:
+            self._settle(entry, unhandled)
+            return
+        settled: asyncio.Future[BaseException | Outcome | None] = (
             asyncio.get_running_loop().create_future()
         )
 
-        def settle(error: BaseException | None) -> None:
+        def settle(how: BaseException | Outcome | None) -> None:
             if not settled.done():
-                settled.set_result(error)
+                settled.set_result(how)
 
         message = self._make(entry, settle)
-        self._offers.append((message, settle))
+        self._offers.append(_Offer(entry, message, settle))
         self._something.set()
         outcome: Outcome = Release()
         try:
-            error = await settled
-            if error is None:
-                outcome = Ack()
-            elif isinstance(error, Exception):
-                outcome = self._decide(error, entry)
+            outcome = self._outcome(await settled, entry)
         finally:
             message.close()
             self._settle(entry, outcome)
+
+    def _outcome(self, how: BaseException | Outcome | None, entry: Entry) -> Outcome:
+        match how:
+            case None:
+                return Ack()
+            case Exception():
+                return self._decide(how, entry)
+            case BaseException():
+                return Release()
+            case _:
+                return how
 
     def end(self) -> None:
         """Offer nothing more: iterations end, and what nobody has taken is handed back."""
         self._ended = True
         while self._offers:
-            message, settle = self._offers.popleft()
-            message.close()
-            settle(_CUT_OFF)
+            self._offers.popleft().withdraw(Release())
         self._something.set()
 
     async def following(self) -> Message | None:
@@ -86,7 +108,12 @@ class Puller:
         while True:
             if self._ended:
                 return None
-            if self._offers:
-                return self._offers.popleft()[0]
+            while self._offers:
+                offer = self._offers.popleft()
+                # It may have waited for long: its time may have come meanwhile.
+                unhandled = self._unhandled(offer.entry)
+                if unhandled is None:
+                    return offer.message
+                offer.withdraw(unhandled)
             self._something.clear()
             await self._something.wait()
