@@ -13,11 +13,13 @@ from aioredismq import (
     Connection,
     Consumer,
     ConsumerConfig,
+    DeadLetter,
     ExponentialBackoff,
     Message,
     NotInitializedError,
     RedisMessageQueue,
     RejectMessage,
+    RetryMessage,
     WrongKeyTypeError,
 )
 from aioredismq import _dead_letters as room_of_dead_letters
@@ -479,3 +481,181 @@ async def test_letters_can_be_handled(url: str, name: str, client: Redis) -> Non
         done = await queue.dead_letters.redrive(kept.id)
         assert done.count == 1
         assert await client.exists(f"{{{name}}}:dead:dead") == 0
+
+
+async def hold(
+    queue: RedisMessageQueue, holding: int, **options: Any
+) -> asyncio.Task[None]:
+    """Consume letters with a handler that hangs, until so many are held."""
+    handled = Handled()
+    handled.gate = asyncio.Event()
+    task = asyncio.ensure_future(queue.dead_letters.consume(handled, **options))
+    await eventually(lambda: sum(one.held for one in queue.consumers) >= holding)
+    await eventually(lambda: bool(handled.bodies))
+    return task
+
+
+async def end(task: asyncio.Task[None]) -> None:
+    """Cancel it, and wait until it has ended."""
+    task.cancel()
+    with fail_after(5):
+        await asyncio.wait([task])
+
+
+async def keys_with_entries(client: Redis, name: str) -> dict[str, int]:
+    """List the streams and sorted sets of a queue that hold something."""
+    found = {}
+    for key in [key async for key in client.scan_iter(f"*{name}*")]:
+        kind = await client.type(key)
+        size = {b"stream": client.xlen, b"zset": client.zcard}.get(kind)
+        if size is not None and (entries := await size(key)):
+            found[key.decode()] = entries
+    return found
+
+
+async def test_letters_that_are_handed_back_are_letters_as_before(
+    url: str, name: str, client: Redis
+) -> None:
+    """Those that were held and those that were not: each is there once, with all it says."""
+    async with RedisMessageQueue(name, url) as queue:
+        await die(queue, *range(20))
+        before = await queue.dead_letters.list()
+        task = await hold(queue, 16, shutdown_timeout=0.01)
+
+        await end(task)
+
+        dead = queue.dead_letters
+        assert await dead.count() == 20
+        after = await dead.list(limit=None)
+        assert sorted(map(known, after)) == sorted(map(known, before))
+        assert await keys_with_entries(client, name) == {f"{{{name}}}:dead": 20}
+        assert await dead.get(after[0].id) == after[0]
+        assert (await dead.redrive(after[0].id, *[x.id for x in after[1:]])).count == 20
+
+
+def known(letter: DeadLetter) -> tuple[object, ...]:
+    """All of a letter but its own id, and what says when it died to who looks by hand."""
+    said = dict(letter.fields)
+    said.pop(b"mq-died", None)
+    return (
+        letter.message_id,
+        letter.reason,
+        letter.detail,
+        letter.group,
+        letter.attempts,
+        letter.produced_at,
+        letter.died_at,
+        letter.body,
+        sorted(said.items()),
+    )
+
+
+async def test_what_was_handed_back_is_consumed_again_and_handed_back_again(
+    url: str, name: str, client: Redis
+) -> None:
+    """Its time of death stays; in the end it is handled, and gone."""
+    async with RedisMessageQueue(name, url) as queue:
+        await die(queue, "x")
+        [first] = await queue.dead_letters.list()
+        for _ in range(3):
+            await end(await hold(queue, 1, shutdown_timeout=0.01))
+        [letter] = await queue.dead_letters.list()
+        assert known(letter) == known(first)
+        assert await queue.dead_letters.list(since=first.died_at) == [letter]
+        just_after = first.died_at + timedelta(milliseconds=1)
+        assert await queue.dead_letters.list(since=just_after) == []
+
+        handled = Messages()
+        task = asyncio.ensure_future(queue.dead_letters.consume(handled))
+        await eventually(lambda: has_letters(queue, 0))
+        await end(task)
+
+        assert [one.id for one in handled.seen] == [first.message_id]
+        assert not await keys_with_entries(client, name)
+
+
+async def test_what_was_redriven_or_discarded_while_it_was_held_does_not_come_back(
+    url: str, name: str
+) -> None:
+    """Handing it back would make it twice, or again."""
+    async with RedisMessageQueue(name, url) as queue:
+        redriven, discarded, kept = await die(queue, *range(3))
+        task = await hold(queue, 3, shutdown_timeout=0.01)
+        await queue.dead_letters.redrive(redriven)
+        await queue.dead_letters.discard(discarded)
+
+        await end(task)
+
+        [letter] = await queue.dead_letters.list()
+        assert letter.body == 2
+        assert letter.id != kept
+        handled = Handled()
+        async with consuming(queue, handled):
+            await handled.until(1)
+        assert handled.bodies == [0]
+
+
+async def test_two_groups_of_letters_leave_each_letter_once(
+    url: str, name: str
+) -> None:
+    """What one of them hands back is not there twice because the other has not seen it."""
+    async with RedisMessageQueue(name, url) as queue:
+        await die(queue, *range(5))
+        await end(await hold(queue, 5, group="one", shutdown_timeout=0.01))
+        await end(await hold(queue, 5, group="two", shutdown_timeout=0.01))
+
+        first = await hold(queue, 5, group="one", shutdown_timeout=0.01)
+        second = await hold(queue, 10, group="two", shutdown_timeout=0.01)
+        assert await queue.dead_letters.count() == 5
+        await end(first)
+        await end(second)
+
+        letters = await queue.dead_letters.list()
+        assert sorted(one.body for one in letters) == list(range(5))
+
+
+@pytest.mark.parametrize("is_batch", [False, True])
+async def test_a_letter_whose_handler_wants_it_later_stays_a_letter(
+    url: str, name: str, client: Redis, is_batch: bool
+) -> None:
+    """It is not tried again by itself, so nothing waits anywhere out of sight."""
+
+    async def one_by_one(message: Message) -> None:
+        raise RetryMessage("busy", delay=0.01)
+
+    async def by_batch(messages: list[Message]) -> None:
+        for message in messages:
+            message.retry("busy", delay=0.01)
+
+    async with RedisMessageQueue(name, url) as queue:
+        await die(queue, *range(3))
+        before = await queue.dead_letters.list()
+
+        callback = by_batch if is_batch else one_by_one
+        task = asyncio.ensure_future(queue.dead_letters.consume(callback))
+        await eventually(lambda: sum(one.failed for one in queue.consumers) == 3)
+        await end(task)
+
+        assert await queue.dead_letters.list() == before
+        assert await keys_with_entries(client, name) == {f"{{{name}}}:dead": 3}
+
+
+async def test_what_a_crash_has_left_is_a_letter_until_it_is_handed_back_as_one(
+    url: str, name: str, client: Redis
+) -> None:
+    """Held by a process that is gone, then taken over and cut off: there once all the time."""
+    async with RedisMessageQueue(name, url) as queue:
+        await die(queue, "x")
+        [before] = await queue.dead_letters.list()
+        dead = f"{{{name}}}:dead"
+        await client.xgroup_create(dead, f"{dead}_group", "0")
+        await client.xreadgroup(f"{dead}_group", "gone", {dead: ">"})
+        assert await queue.dead_letters.list() == [before]
+
+        await end(await hold(queue, 1, visibility_timeout=0.5, shutdown_timeout=0.01))
+
+        [after] = await queue.dead_letters.list()
+        assert known(after) == known(before)
+        assert await keys_with_entries(client, name) == {dead: 1}
+        await end(await hold(queue, 1, shutdown_timeout=0.01))
+        assert await queue.dead_letters.count() == 1

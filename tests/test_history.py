@@ -11,6 +11,7 @@ from aioredismq._history import (
     handed_back,
     message_id,
     put_aside,
+    still_dead,
     tried_again,
 )
 from aioredismq._message import Entry
@@ -105,6 +106,29 @@ def test_a_dead_letter_says_everything() -> None:
         b"mq-error-type": b"ValueError",
         b"mq-traceback": failure.traceback.encode(),
     }
+
+
+def test_a_dead_letter_that_goes_back_says_all_it_said_and_since_when() -> None:
+    """However often: its id tells that only until it is stored again."""
+    letter = put_aside(
+        Entry(b"7-0", [b"body", b"1"], in_lane=False), 5, "billing", FAILURE
+    )
+
+    once = still_dead(Entry(b"1700-3", letter, in_lane=False))
+    twice = still_dead(Entry(b"1900-0", once, in_lane=False))
+
+    assert twice == once == [*letter, b"mq-died", b"1700"]
+
+
+def test_the_widest_letter_of_ours_goes_back_whole_and_a_wider_one_is_cut() -> None:
+    """Somebody may have put one there by hand."""
+    wide = [b"h%d" % (at // 2) for at in range(20_000)]
+    entry = Entry(b"7-0", [*wide, b"body", b"1"], in_lane=False, crashes=2)
+    error = ValueError("bad")
+    letter = put_aside(entry, 5, "billing", Failure("attempts", "bad", error))
+
+    assert still_dead(Entry(b"9-0", letter, in_lane=False))[:-2] == letter
+    assert len(still_dead(Entry(b"9-0", wide, in_lane=False))) < 4100
 
 
 def test_crashes_are_carried_on() -> None:

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 _PAGE = 100
 
 _OURS = ("mq-id", "mq-group", "mq-reason", "mq-detail", "mq-error-type", "mq-traceback")
+_DIED = b"mq-died"
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,7 +121,7 @@ class DeadLetters:
         since: datetime | float | None = None,
         limit: int | None = 100,
     ) -> list[DeadLetter]:
-        """List them, oldest first.
+        """List them, oldest first; one that a consumer of letters has handed back comes later.
 
         Args:
             reason: Only those with this reason.
@@ -130,8 +131,11 @@ class DeadLetters:
         Raises:
             ServerError: Redis was away, or refuses.
         """
+        if isinstance(since, datetime):
+            since = since.timestamp()
+        border = None if since is None else datetime.fromtimestamp(since, UTC)
         found: _Letters = []
-        async for letter in self._each(reason, since):
+        async for letter in self._each(reason, border):
             if limit is not None and len(found) >= limit:
                 break
             found.append(letter)
@@ -215,8 +219,10 @@ class DeadLetters:
     ) -> None:
         """Call `callback` with each dead letter, until cancelled; success removes the letter.
 
-        One that fails stays a dead letter and is not tried again by this group. The message's
-        `reserved` says why it died.
+        One that fails stays a dead letter and is not tried again by this group: `RetryMessage`
+        is a failure like any other here, and its delay is not waited for. One that is handed back,
+        not started or cut off when this ends, is a dead letter like the others: under another id,
+        with its time of death, and to be consumed again. The message's `reserved` says why it died.
 
         Args:
             callback: The handler. Its parameters decide what it gets, as with a queue's.
@@ -274,7 +280,7 @@ class DeadLetters:
             raise ConfigurationError(msg) from None
 
     async def _each(
-        self, reason: str | None, since: datetime | float | None
+        self, reason: str | None, since: datetime | None
     ) -> AsyncIterator[DeadLetter]:
         stream = self._stream()
         key = stream.keys.dead
@@ -282,12 +288,14 @@ class DeadLetters:
         last = await stream.last_dead()
         if last is None:
             return
-        start = "-" if since is None else str(_milliseconds(since))
+        start = "-" if since is None else str(int(since.timestamp() * 1000))
         while True:
             rows = await stream.link.call("XRANGE", key, start, last, "COUNT", _PAGE)
             for row in rows:
                 letter = self._letter(row)
-                if reason is None or letter.reason == reason:
+                # One that was handed back stands behind those that died after it.
+                old = since is not None and letter.died_at < since
+                if not old and reason in {None, letter.reason}:
                     yield letter
             if len(rows) < _PAGE:
                 return
@@ -312,25 +320,29 @@ class DeadLetters:
             attempts=_number(record.fields.get(b"mq-attempt")),
             crashes=_number(record.fields.get(b"mq-crashes")),
             produced_at=_moment(said["mq-id"]),
-            died_at=_moment(record.id) or datetime.fromtimestamp(0, UTC),
+            died_at=_at(_number(record.fields.get(_DIED)))
+            or _moment(record.id)
+            or datetime.fromtimestamp(0, UTC),
             body=record.body,
             headers=record.headers,
             fields=record.fields,
         )
 
 
-def _milliseconds(when: datetime | float) -> int:
-    return int((when.timestamp() if isinstance(when, datetime) else when) * 1000)
-
-
 def _moment(entry_id: str) -> datetime | None:
     milliseconds, _, sequence = entry_id.partition("-")
     if not milliseconds.isdigit() or not sequence.isdigit():
         return None
+    return _at(int(milliseconds))
+
+
+def _at(milliseconds: int) -> datetime | None:
+    if not milliseconds:
+        return None
     try:
-        return datetime.fromtimestamp(int(milliseconds) / 1000, UTC)
+        return datetime.fromtimestamp(milliseconds / 1000, UTC)
     except (OverflowError, ValueError, OSError):
-        return None  # an id somebody made up
+        return None  # a time somebody made up
 
 
 def _number(text: bytes | None) -> int:

@@ -18,10 +18,13 @@ _GROUP = b"mq-group"
 _REASON = b"mq-reason"
 _ERROR_TYPE = b"mq-error-type"
 _TRACEBACK = b"mq-traceback"
+_DIED = b"mq-died"
 
 # A script can pass on some 8000 words at once, and would break after it has acknowledged. Only
 # entries that others have written are wider (ours have 1000 headers at most): the rest is left out.
 _MOST_WORDS = 4000
+# What a dead letter has at most: those, its body, and the fields of ours.
+_MOST_WORDS_DEAD = _MOST_WORDS + 40
 
 
 def message_id(entry: Entry) -> str:
@@ -69,6 +72,16 @@ def put_aside(entry: Entry, attempt: int, group: str, failure: Failure) -> list[
         (_ERROR_TYPE, _text(failure.error_type)),
         (_TRACEBACK, _text(failure.traceback)),
     )
+
+
+def still_dead(entry: Entry) -> list[bytes]:
+    """Fields of a dead letter that goes back to the others: as it was, and when it died."""
+    fields: list[bytes] = []
+    for at in range(0, min(len(entry.fields), _MOST_WORDS_DEAD) - 1, 2):
+        if entry.fields[at] != _DIED:
+            fields += entry.fields[at : at + 2]
+    died = _number(entry, _DIED) or int(entry.id.partition(b"-")[0])
+    return [*fields, _DIED, b"%d" % died]
 
 
 def _with(entry: Entry, attempt: int, *more: tuple[bytes, bytes]) -> list[bytes]:

@@ -114,6 +114,8 @@ class Settler:
         match outcome:
             case Ack():
                 self.ack(entry)
+            case Release() if self._keeps_failures:
+                self._move(Move(entry, "dead", history.still_dead(entry)))
             case Release():
                 self._move(Move(entry, "lane", history.handed_back(entry)))
             case Retry(after, detail):
@@ -122,7 +124,7 @@ class Settler:
                 self._move(Move(entry, where, fields, after))
             case DeadLetter(failure) if self._keeps_failures:
                 where = "dead" if entry.in_lane else "keep"
-                self._move(Move(entry, where, entry.fields), failure)
+                self._move(Move(entry, where, history.still_dead(entry)), failure)
             case DeadLetter(failure) if self._failover:
                 tried = failure.reason not in {"crashed", "expired"}
                 fields = history.put_aside(

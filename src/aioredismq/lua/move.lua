@@ -38,8 +38,13 @@ end
 local function store(where, id, delay, fields)
   if where == 'later' then return delayed(id, delay, fields) end
   if where == 'keep' then return end
+  -- A dead letter that is handed back is one letter: not two because another group needs the old
+  -- one, and none when it was redriven or discarded meanwhile.
+  local again = where == 'dead' and KEYS[1] == KEYS[5]
+  if again and #redis.call('XRANGE', KEYS[1], id, id) == 0 then return end
   local stored = redis.pcall('XADD', where == 'lane' and KEYS[2] or KEYS[5], '*', unpack(fields))
   if type(stored) == 'table' and stored.err then return stored end
+  if again then redis.call('XDEL', KEYS[1], id) end
   if where == 'lane' then ring = true end
 end
 

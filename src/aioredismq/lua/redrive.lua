@@ -14,7 +14,7 @@ end
 
 -- What was said of the death, and when it was to expire: it is wanted now.
 local left = {['mq-group'] = 1, ['mq-reason'] = 1, ['mq-detail'] = 1, ['mq-error-type'] = 1,
-  ['mq-traceback'] = 1, ['mq-expires'] = 1}
+  ['mq-traceback'] = 1, ['mq-died'] = 1, ['mq-expires'] = 1}
 if ARGV[3] == '1' then left['mq-attempt'] = 1; left['mq-crashes'] = 1 end
 
 local answers, ring = {}, false
