@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from anyio import fail_after
+from redis.asyncio import Redis
 
 from aioredismq import (
     ConfigurationError,
@@ -20,6 +21,7 @@ from aioredismq import (
     RedisMessageQueue,
     RejectMessage,
     RetryMessage,
+    ServerError,
     WrongKeyTypeError,
 )
 from aioredismq import _dead_letters as room_of_dead_letters
@@ -31,7 +33,7 @@ from tests.support import eventually
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
 
-    from redis.asyncio import Redis
+    from aioredismq.testing import RedisServer
 
 pytestmark = pytest.mark.one_loop
 
@@ -358,7 +360,7 @@ async def test_a_letter_nobody_of_ours_wrote_has_no_group(
 async def test_a_redrive_whose_line_is_cut_leaves_a_letter_in_one_place(
     url: str, name: str, when: str
 ) -> None:
-    """Before or after it was done: asked again, it is neither lost nor there twice."""
+    """Before or after it was done: asked again, it is neither lost nor there twice, nor missed."""
     async with FaultyLine(url) as line:
         connection = Connection(line.url, reply_timeout=1)
         async with RedisMessageQueue(name, connection) as queue:
@@ -371,13 +373,87 @@ async def test_a_redrive_whose_line_is_cut_leaves_a_letter_in_one_place(
                 line.drop()
             done = await queue.dead_letters.redrive(*letters[1:])
 
-            # What was done before the line broke is not there the second time.
-            assert done.count + len(done.missing) == 4
+            assert (done.count, done.missing) == (4, ())
             assert await queue.dead_letters.count() == 0
             handled = Handled()
             async with consuming(queue, handled):
                 await handled.until(5)
             assert sorted(handled.bodies) == list(range(5))
+
+
+async def test_what_a_redrive_remembers_ends_by_itself(
+    url: str, name: str, client: Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is small however many letters there are, and nothing is left for long."""
+    monkeypatch.setattr(room_of_dead_letters, "_PAGE", 2)
+    async with RedisMessageQueue(name, url) as queue:
+        before = {key async for key in client.scan_iter(f"*{name}*:sent:*")}
+        await die(queue, *range(9))
+
+        assert (await queue.dead_letters.redrive(all=True)).count == 9
+        assert (await queue.dead_letters.redrive("1-1")).missing == ("1-1",)
+
+        keys = [key async for key in client.scan_iter(f"*{name}*:sent:*")]
+        [key] = [
+            key
+            for key in set(keys) - before
+            if await client.hkeys(key) == [b"number", b"answers"]
+        ]
+        assert 0 < await client.pttl(key) <= 600_000
+
+
+async def test_a_redrive_the_server_refuses_leaves_the_letters(
+    url: str, name: str, client: Redis
+) -> None:
+    """Whatever it refuses in the midst of it: the letter is still there, and only there."""
+    async with RedisMessageQueue(name, url) as queue:
+        letters = await die(queue, *range(3))
+        lane = f"{{{name}}}:lane:{name}_group"
+        await client.delete(lane)
+        await client.set(lane, "something else")
+
+        with pytest.raises(ServerError):
+            await queue.dead_letters.redrive(*letters)
+
+        assert await queue.dead_letters.count() == 3
+        await client.delete(lane)
+        assert (await queue.dead_letters.redrive(*letters)).count == 3
+
+
+async def test_a_full_server_lets_letters_be_redriven(
+    own_server: RedisServer, name: str
+) -> None:
+    """It needs no memory that the letters have not held."""
+    async with (
+        Redis.from_url(own_server.url, protocol=2) as client,
+        RedisMessageQueue(name, own_server.url) as queue,
+    ):
+        await die(queue, *range(3))
+        await client.config_set("maxmemory", 1)
+        try:
+            assert (await queue.dead_letters.redrive(all=True)).count == 3
+        finally:
+            await client.config_set("maxmemory", 0)
+        assert await queue.dead_letters.count() == 0
+
+
+async def test_a_delayed_message_that_died_says_when_it_was_produced(
+    url: str, name: str
+) -> None:
+    """Its id does not tell; and it says so still when it died again after a redrive."""
+    async with RedisMessageQueue(name, url) as queue:
+        begun = datetime.now(UTC)
+        for error in (LookupError("gone"), RejectMessage("no")):
+            async with consuming(queue, Handled(error=error)):
+                if not isinstance(error, RejectMessage):
+                    await queue.produce("x", delay=0.3)
+                await eventually(lambda: has_letters(queue, 1))
+            [letter] = await queue.dead_letters.list()
+            await queue.dead_letters.redrive(all=True)
+
+            assert letter.produced_at is not None
+            assert abs(letter.produced_at - begun) < timedelta(seconds=0.25)
+            assert letter.died_at - letter.produced_at >= timedelta(seconds=0.29)
 
 
 async def test_two_who_redrive_at_once_bring_each_back_once(

@@ -150,12 +150,15 @@ def test_the_time_a_message_expires_is_carried_on() -> None:
     assert expires_at(Entry(b"7-0", [b"body", b"1"], in_lane=False)) is None
 
 
-def test_a_delayed_message_keeps_the_id_it_was_given() -> None:
+def test_a_delayed_message_keeps_its_id_and_when_it_was_produced() -> None:
     """It waited elsewhere, and is stored in the stream under another one."""
-    entry = Entry(b"7-0", [b"body", b"1", b"mq-id", b"ab12-3-0"], in_lane=False)
+    given = [b"mq-id", b"ab12-3-0", b"mq-produced", b"1700"]
+    entry = Entry(b"7-0", [b"body", b"1", *given], in_lane=False)
+    again = in_lane(tried_again(entry, 1, ""))
+    dead = put_aside(again, 1, "group", FAILURE)
 
-    assert message_id(entry) == "ab12-3-0"
-    assert message_id(in_lane(tried_again(entry, 1, ""))) == "ab12-3-0"
+    assert message_id(entry) == message_id(again) == "ab12-3-0"
+    assert ours(again.fields)[b"mq-produced"] == ours(dead)[b"mq-produced"] == b"1700"
 
 
 def test_what_there_is_nothing_to_say_of_is_left_out() -> None:

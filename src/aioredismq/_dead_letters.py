@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 from collections import defaultdict
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -24,6 +25,10 @@ _PAGE = 100
 
 _OURS = ("mq-id", "mq-group", "mq-reason", "mq-detail", "mq-error-type", "mq-traceback")
 _DIED = b"mq-died"
+_PRODUCED = b"mq-produced"
+
+# How long the server knows a request again: far longer than one is sent again.
+_MEMORY_MS = 600_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +45,8 @@ class DeadLetter:
         group: The group it died in.
         attempts: How often a handler was tried.
         crashes: Processes that ended while it was their marked suspect.
-        produced_at: When it was produced; None for one whose id does not tell (delayed ones).
+        produced_at: When it was produced, by the server's clock, also when it was to be handled
+            later; None for one that somebody else has written.
         died_at: When it was put aside, by the server's clock.
         body: Decoded by content type; the raw bytes when it cannot be decoded.
         headers: The application's headers.
@@ -173,6 +179,7 @@ class DeadLetters:
             ServerError: Redis was away, or refuses; what was brought back before stays so.
         """
         count, missing, without_group = 0, [], []
+        memory, number = self._stream().keys.sent(secrets.token_hex(8)), 0
         async for page in self._chosen(ids, reason, everything=all):
             by_group: dict[str, _Ids] = defaultdict(list)
             for letter_id, letter in page:
@@ -181,7 +188,10 @@ class DeadLetters:
                 else:
                     by_group[letter.group].append(letter_id)
             for group, members in by_group.items():
-                answers = await self._redrive(group, members, reset=reset_attempts)
+                number += 1
+                answers = await self._redrive(
+                    group, members, (memory, number), reset=reset_attempts
+                )
                 for letter_id, answer in zip(members, answers, strict=True):
                     count += answer == 1
                     if answer == 0:
@@ -238,13 +248,17 @@ class DeadLetters:
 
     # ------------------------------------------------------------------------------------------
 
-    async def _redrive(self, group: str, ids: _Ids, *, reset: bool) -> _Answers:
+    async def _redrive(
+        self, group: str, ids: _Ids, request: tuple[str, int], *, reset: bool
+    ) -> _Answers:
+        """Bring back the letters of one group; sent again over a lost line, it is done once."""
         stream = self._stream()
+        memory, number = request
         keys = stream.keys
         answers: _Answers = await stream.link.run(
             scripts.REDRIVE,
-            [keys.dead, keys.stream, keys.lane(group)],
-            [group, keys.bell, int(reset), *ids],
+            [keys.dead, keys.stream, keys.lane(group), memory],
+            [group, keys.bell, int(reset), number, _MEMORY_MS, *ids],
         )
         return answers
 
@@ -319,7 +333,8 @@ class DeadLetters:
             group=said["mq-group"],
             attempts=_number(record.fields.get(b"mq-attempt")),
             crashes=_number(record.fields.get(b"mq-crashes")),
-            produced_at=_moment(said["mq-id"]),
+            produced_at=_at(_number(record.fields.get(_PRODUCED)))
+            or _moment(said["mq-id"]),
             died_at=_at(_number(record.fields.get(_DIED)))
             or _moment(record.id)
             or datetime.fromtimestamp(0, UTC),

@@ -19,6 +19,7 @@ _REASON = b"mq-reason"
 _ERROR_TYPE = b"mq-error-type"
 _TRACEBACK = b"mq-traceback"
 _DIED = b"mq-died"
+_PRODUCED = b"mq-produced"
 
 # A script can pass on some 8000 words at once, and would break after it has acknowledged. Only
 # entries that others have written are wider (ours have 1000 headers at most): the rest is left out.
@@ -97,9 +98,10 @@ def _with(entry: Entry, attempt: int, *more: tuple[bytes, bytes]) -> list[bytes]
     crashes = max(entry.crashes, _number(entry, _CRASHES) if entry.in_lane else 0)
     if crashes:
         fields += (_CRASHES, b"%d" % crashes)
-    expires = _carried(entry, EXPIRES)
-    if expires is not None:
-        fields += (EXPIRES, expires)
+    for name in (EXPIRES, _PRODUCED):
+        value = _carried(entry, name)
+        if value is not None:
+            fields += (name, value)
     for name, value in more:
         if value:
             fields += (name, value)

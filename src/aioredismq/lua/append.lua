@@ -37,6 +37,8 @@ local function keep(descriptor, from)
   ids[#ids + 1] = id
   fields[#fields + 1] = 'mq-id'
   fields[#fields + 1] = id
+  fields[#fields + 1] = 'mq-produced'
+  fields[#fields + 1] = string.format('%.0f', now)
   local first = redis.call('ZRANGE', KEYS[3], 0, 0, 'WITHSCORES')
   redis.call('ZADD', KEYS[3], string.format('%.0f', due), id)
   redis.call('HSET', KEYS[4], id, cmsgpack.pack(fields))

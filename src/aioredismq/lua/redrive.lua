@@ -1,8 +1,16 @@
 -- redrive: bring dead letters back to the group they died in, through its lane, each atomically.
+-- It knows its last request again when that is sent twice, and answers as it did. Its first write needs
+-- no memory, so that the rest passes under a full memory.
 -- KEYS[1] dead letters   KEYS[2] stream   KEYS[3] lane
+-- KEYS[4] what this redrive was answered last (hash)
 -- ARGV[1] group   ARGV[2] bell   ARGV[3] 1: attempts and crashes begin anew, 0: they go on
--- ARGV[4..] ids of dead letters
--- Returns for each 1; 0 when it is not there, or died in another group; -1 when its group is gone.
+-- ARGV[4] number of this request   ARGV[5] how long its answer is remembered (ms)
+-- ARGV[6..] ids of dead letters
+-- Returns for each 1; 0 when it is not there, or died in another group; -1 when its group is gone. Or
+-- the error of the first that could not be stored: it and those behind it are still dead letters.
+local answered = redis.call('HMGET', KEYS[4], 'number', 'answers')
+if answered[1] == ARGV[4] then return cmsgpack.unpack(answered[2]) end
+
 local there = false
 if redis.call('EXISTS', KEYS[2]) == 1 then
   for _, info in ipairs(redis.call('XINFO', 'GROUPS', KEYS[2])) do
@@ -17,8 +25,9 @@ local left = {['mq-group'] = 1, ['mq-reason'] = 1, ['mq-detail'] = 1, ['mq-error
   ['mq-traceback'] = 1, ['mq-died'] = 1, ['mq-expires'] = 1}
 if ARGV[3] == '1' then left['mq-attempt'] = 1; left['mq-crashes'] = 1 end
 
-local answers, ring = {}, false
-for at = 4, #ARGV do
+redis.call('XDEL', KEYS[1], '0-0')
+local answers, ring, failure = {}, false, nil
+for at = 6, #ARGV do
   local letter = redis.call('XRANGE', KEYS[1], ARGV[at], ARGV[at])[1]
   local fields, group = {}, ''
   if letter then
@@ -36,11 +45,21 @@ for at = 4, #ARGV do
   elseif not there then
     answers[#answers + 1] = -1
   else
+    local stored = redis.pcall('XADD', KEYS[3], '*', unpack(fields))
+    if type(stored) == 'table' and stored.err then
+      failure = stored
+      break
+    end
     redis.call('XDEL', KEYS[1], ARGV[at])
-    redis.call('XADD', KEYS[3], '*', unpack(fields))
     answers[#answers + 1] = 1
     ring = true
   end
 end
-if ring then redis.pcall('PUBLISH', ARGV[2], '') end
-return answers
+if ring then
+  redis.pcall('PUBLISH', ARGV[2], '')
+  if not failure then
+    redis.pcall('HSET', KEYS[4], 'number', ARGV[4], 'answers', cmsgpack.pack(answers))
+    redis.pcall('PEXPIRE', KEYS[4], ARGV[5])
+  end
+end
+return failure or answers
