@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -411,3 +412,40 @@ async def test_what_the_original_left_pending_is_handled_once(
         )
         await client.delete(f"failover_{name}")
         await queue.delete()
+
+
+async def test_what_waits_is_not_started_when_somebody_else_has_had_it(
+    server: RedisServer, name: str
+) -> None:
+    """The process stood still for longer than a lease: it asks before it starts anything."""
+    group = f"{name}_group"
+    ran: list[int] = []
+    stolen: set[int] = set()
+
+    def settle_as_another() -> None:
+        pending = server.command("XPENDING", name, group, "-", "+", 1000)
+        ids = [row[0] for row in pending]  # type: ignore[attr-defined]
+        server.command("XCLAIM", name, group, "another", 0, *ids, "JUSTID")
+        for entry_id in ids:
+            [[_, fields]] = server.command("XRANGE", name, entry_id, entry_id)  # type: ignore[misc]
+            stolen.add(int(fields[1]))
+        server.command("XACK", name, group, *ids)
+        server.command("XDEL", name, *ids)
+
+    async def handle(body: int) -> None:
+        ran.append(body)
+        if body == 300:
+            time.sleep(1)  # noqa: ASYNC251 -- what must not be done
+            settle_as_another()
+            stolen.difference_update(ran)
+
+    config = ConsumerConfig(concurrency=1, visibility_timeout=0.6)
+    async with RedisMessageQueue(name, server.url) as queue:
+        await queue.produce_many(range(2000))
+        async with Consumer(queue, handle, config) as consumer:
+            await eventually(lambda: 1999 in ran)
+            await eventually(lambda: consumer.held == 0)
+
+    assert len(stolen) > 10
+    assert stolen.isdisjoint(ran)
+    assert len(ran) == len(set(ran)) == 2000 - len(stolen)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
@@ -8,6 +9,7 @@ import pytest
 from anyio import create_task_group, fail_after
 
 from aioredismq._dispatcher import Dispatcher
+from aioredismq._held import Held
 from aioredismq._message import Entry
 from aioredismq._read_ahead import ReadAhead
 from tests.support import eventually
@@ -56,6 +58,17 @@ class Work:
             self.running -= 1
 
 
+async def always() -> None:
+    """Leases are sound."""
+
+
+def sound() -> Held:
+    """Hold nothing anybody else could have."""
+    held = Held()
+    held.sound_until = math.inf
+    return held
+
+
 def make(
     run: Callable[[list[Entry]], Awaitable[None]],
     *,
@@ -64,6 +77,8 @@ def make(
     most: int = 512,
     most_at_once: int = 512,
     give_back: Callable[[Sequence[Entry]], None] = lambda entries: None,
+    held: Held | None = None,
+    until_sound: Callable[[], Awaitable[None]] = always,
 ) -> Dispatcher:
     """Make a dispatcher."""
     return Dispatcher(
@@ -73,6 +88,8 @@ def make(
         read_ahead=ReadAhead(slots=concurrency, most=most, most_bytes=8_000_000),
         most_at_once=most_at_once,
         give_back=give_back,
+        held=sound() if held is None else held,
+        until_sound=until_sound,
     )
 
 
@@ -425,3 +442,31 @@ async def turns(count: int) -> None:
     """Let the event loop turn so many times."""
     for _ in range(count):
         await asyncio.sleep(0)
+
+
+async def test_nothing_starts_before_leases_are_known_to_be_sound() -> None:
+    """After a pause of the process somebody else may have what waits; that is dropped then."""
+    work = Work()
+    held, renewed = sound(), asyncio.Event()
+    asked = 0
+
+    async def until_sound() -> None:
+        nonlocal asked
+        asked += 1
+        await renewed.wait()
+
+    held.sound_until = 0.0
+    dispatcher = make(work, concurrency=2, held=held, until_sound=until_sound)
+    async with working(dispatcher, workers=2):
+        dispatcher.offer(entries(4))
+        await eventually(lambda: asked > 0)
+        assert work.numbers == []
+
+        assert dispatcher.drop(b"2-0", in_lane=False)
+        assert not dispatcher.drop(b"2-0", in_lane=False)
+        assert not dispatcher.drop(b"1-0", in_lane=True)
+        held.sound_until = math.inf
+        renewed.set()
+
+        await eventually(lambda: len(work.numbers) == 3)
+    assert work.numbers == [0, 1, 3]

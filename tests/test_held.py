@@ -97,3 +97,21 @@ def test_what_is_settled_during_a_look_was_held() -> None:
         assert not in_lane(b"1-0")
     with held.looking(in_lane=False) as known:
         assert [known(b"%d-0" % n) for n in (1, 2)] == [False, True]
+
+
+def test_what_comes_again_is_told_apart_from_what_is_new() -> None:
+    """It was lost and is this consumer's again: its handler still runs."""
+    held = Held()
+    first, second, third = entries(b"1-0", b"2-0", b"3-0")
+    assert held.add([first, second]) == [first, second]
+    assert held.lose(b"1-0", in_lane=False)
+    assert not held.lose(b"1-0", in_lane=False)
+    assert held.renewed_at(b"1-0", in_lane=False) is None
+
+    assert held.add([first, third]) == [third]
+
+    assert held.renewed_at(b"1-0", in_lane=False) is not None
+    held.lose(b"1-0", in_lane=False)
+    held.drop([b"1-0"], in_lane=False)
+    assert held.add([first]) == [first]
+    assert held.renewed_at(b"1-0", in_lane=False) is not None

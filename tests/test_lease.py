@@ -7,7 +7,7 @@ from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
 import pytest
-from anyio import create_task_group
+from anyio import create_task_group, fail_after
 
 from aioredismq import ServerError
 from aioredismq import _lease as room_of_lease
@@ -54,16 +54,21 @@ class Leasing:
         self.held = Held()
         self.lost: list[tuple[bytes, bool]] = []
         self.settling: set[bytes] = set()
+        self.runs = True
         self.member = Member(stream, GROUP, ONE)
         self.lease = Lease(
             self.member,
             held=self.held,
             visibility_timeout=visibility,
-            lost=lambda entry_id, in_lane: self.lost.append((entry_id, in_lane)),
+            lost=self._note_lost,
             is_settling=lambda entry_id, in_lane: (
                 entry_id in self.settling and not in_lane
             ),
         )
+
+    def _note_lost(self, entry_id: bytes, in_lane: bool) -> bool:
+        self.lost.append((entry_id, in_lane))
+        return self.runs
 
     async def hold(self, count: int = 1) -> list[Entry]:
         """Read new messages, which are then held."""
@@ -225,14 +230,72 @@ async def test_a_lost_lease_is_told_once(
 async def test_with_the_group_every_lease_is_gone(
     url: str, name: str, client: Redis
 ) -> None:
-    """Somebody destroyed it: the reader makes it again, and all may be delivered again."""
+    """Nobody else has them before it is made again: what waits and what runs goes on until then."""
     async with leasing(url, name, client) as work:
         entries = await work.hold(2)
         await client.xgroup_destroy(name, GROUP)
 
+        assert not await work.lease.extend(entries[0])
+        await work.lease._renew_all()
+        assert not work.lost
+
+        await work.stream.open_group(GROUP, how="again", rules={})
         await work.lease._renew_all()
 
         assert [entry_id for entry_id, _ in work.lost] == [one.id for one in entries]
+
+
+async def test_what_waits_is_lost_without_a_word(
+    url: str, name: str, client: Redis, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It is not started: nothing is done twice that anybody should be warned of."""
+    async with leasing(url, name, client) as work:
+        work.runs = False
+        [entry] = await work.hold()
+        await work.steal(entry)
+
+        await work.lease._renew_all()
+
+        assert work.lost == [(entry.id, False)]
+        assert not [one for one in caplog.records if "is lost" in one.message]
+
+
+async def test_a_lost_lease_that_comes_back_is_a_lease_again(
+    url: str, name: str, client: Redis
+) -> None:
+    """The thief has died, and this consumer has taken its own message over."""
+    async with leasing(url, name, client) as work:
+        [entry] = await work.hold()
+        await work.steal(entry)
+        await work.lease._renew_all()
+        assert work.lease.remaining(entry) == 0
+
+        await client.xclaim(name, GROUP, ONE, 0, [entry.id])
+        assert work.held.add([entry]) == []
+
+        assert work.lease.remaining(entry) > 0
+        await work.steal(entry)
+        await work.lease._renew_all()
+        assert work.lost == 2 * [(entry.id, False)]
+
+
+async def test_leases_are_sound_until_they_would_have_run_out(
+    url: str, name: str, client: Redis
+) -> None:
+    """Whoever waits then gets them renewed at once."""
+    async with leasing(url, name, client) as work:
+        assert work.held.sound_until > time.perf_counter()
+        with fail_after(1):
+            await work.lease.until_sound()
+        work.held.sound_until = time.perf_counter() - 1
+        work.lease._due = time.monotonic() + 60
+
+        async with renewing(work):
+            with fail_after(2):
+                await work.lease.until_sound()
+
+        left = work.held.sound_until - time.perf_counter()
+        assert 0 < left <= VISIBILITY
 
 
 async def test_what_was_settled_while_the_server_was_asked_is_not_lost(
@@ -273,6 +336,8 @@ async def test_the_same_id_of_the_lane_is_another_lease(
         [entry] = await work.hold()
         twin = Entry(entry.id, [b"body", b"x"], in_lane=True)
         work.held.add([twin])
+        lane = work.stream.keys.lane(GROUP)
+        await client.xgroup_create(lane, GROUP, mkstream=True)
 
         await work.lease._renew_all()
 

@@ -123,6 +123,8 @@ class Assembly:
             portion=config.batch_size if binding.is_batch else 1,
             run=invoker.run if self.puller is None else self.puller.run,
             give_back=self._give_back,
+            held=self.held,
+            until_sound=self._lease.until_sound,
         )
         self._promoter = Promoter(
             member,
@@ -248,7 +250,7 @@ class Assembly:
             self._settler.settle(entry, Release())
 
     def _deliver(self, entries: Sequence[Entry]) -> None:
-        self.held.add(entries)
+        entries = self.held.add(entries)
         if self._dispatcher.is_closed:
             self._give_back(entries)
         else:
@@ -260,7 +262,8 @@ class Assembly:
             self._tasks.start_soon(self._guard, self._reader.reconsider)
 
     async def _run_suspect(self, entry: Entry) -> bool:
-        self.held.add([entry])
+        if not self.held.add([entry]):
+            return True  # it was lost, is ours again, and runs still
         if self._dispatcher.is_closed:
             self._settler.settle(entry, Release())
             return True
@@ -269,11 +272,15 @@ class Assembly:
         )
 
     def _settle_recovered(self, entry: Entry, outcome: Outcome) -> None:
-        self.held.add([entry])
-        self._settler.settle(entry, outcome)
+        if self.held.add([entry]):
+            self._settler.settle(entry, outcome)
 
-    def _lease_lost(self, entry_id: bytes, in_lane: bool) -> None:
+    def _lease_lost(self, entry_id: bytes, in_lane: bool) -> bool:
+        if self._dispatcher.drop(entry_id, in_lane=in_lane):
+            self.held.drop((entry_id,), in_lane=in_lane)
+            return False
         self._invoker.lease_lost(entry_id, in_lane)
+        return True
 
     async def _wait_for_room(self) -> None:
         if not self._dispatcher.is_closed:
@@ -369,6 +376,8 @@ def _dispatcher(
     portion: int,
     run: Callable[[list[Entry]], Awaitable[None]],
     give_back: Callable[[Sequence[Entry]], None],
+    held: Held,
+    until_sound: Callable[[], Awaitable[None]],
 ) -> Dispatcher:
     ahead = config.max_read_ahead if config.count is None else config.count
     at_once = config.count or max(config.max_read_ahead, config.concurrency)
@@ -381,4 +390,6 @@ def _dispatcher(
         ),
         most_at_once=at_once,
         give_back=give_back,
+        held=held,
+        until_sound=until_sound,
     )

@@ -12,6 +12,7 @@ from anyio import move_on_after
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
 
+    from ._held import Held
     from ._message import Entry
     from ._read_ahead import ReadAhead
 
@@ -39,6 +40,8 @@ class Dispatcher:
         read_ahead: ReadAhead,
         most_at_once: int,
         give_back: Callable[[list[Entry]], None],
+        held: Held,
+        until_sound: Callable[[], Awaitable[None]],
     ) -> None:
         """Nothing runs before `work()`.
 
@@ -49,6 +52,8 @@ class Dispatcher:
             read_ahead: Says how many may wait.
             most_at_once: Entries asked for in one read, at most.
             give_back: Takes what was read ahead for handlers that turned out to be slow.
+            held: Knows until when nothing that waits can be somebody else's.
+            until_sound: Returns when that is known again.
         """
         self._concurrency = concurrency
         self._portion = portion
@@ -56,6 +61,8 @@ class Dispatcher:
         self._read_ahead = read_ahead
         self._most_at_once = most_at_once
         self._give_back = give_back
+        self._held = held
+        self._until_sound = until_sound
         self._look_again: asyncio.TimerHandle | None = None
         self._last_change = 0.0
         self._entries: deque[Entry] = deque()
@@ -132,6 +139,23 @@ class Dispatcher:
         self._look_for_end()
         return unstarted
 
+    def drop(self, entry_id: bytes, *, in_lane: bool) -> bool:
+        """Start an entry no more: it is somebody else's. False when it does not wait here."""
+        waiting = self._suspect
+        if waiting is None or waiting.id != entry_id or waiting.in_lane is not in_lane:
+            found = (
+                e for e in self._entries if e.id == entry_id and e.in_lane is in_lane
+            )
+            waiting = next(found, None)
+            if waiting is None:
+                return False
+            self._entries.remove(waiting)
+        else:
+            self._suspect = None
+            self._suspect_ended.set()
+        self._room_again.set()
+        return True
+
     @property
     def has_free_worker(self) -> bool:
         """Whether an entry would start now."""
@@ -180,10 +204,13 @@ class Dispatcher:
             if not self._has_work():
                 since_turn = 0
                 await self._wait_for_work()
+            begun = time.perf_counter()
+            if begun > self._held.sound_until:
+                await self._until_sound()
+                continue
             portion = self._take()
             if self._entries:
                 self._wake_one()
-            begun = time.perf_counter()
             if not self._running:
                 self._last_change = begun
             self._running += 1

@@ -208,6 +208,15 @@ class CommandRefusedError(ServerError):
     """Redis answered with an error that has no class of its own; see `code`."""
 
 
+FATAL = (
+    AuthenticationError,
+    PermissionDeniedError,
+    WrongKeyTypeError,
+    UnsupportedServerError,
+)
+"""What does not pass by itself."""
+
+
 class RetryMessage(Exception):  # noqa: N818 -- a signal, not a failure of this package
     """Raised by a handler: try this message again, without holding a slot meanwhile.
 

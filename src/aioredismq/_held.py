@@ -18,20 +18,40 @@ class Held:
     Times are seconds of this process's monotonic clock.
     """
 
-    __slots__ = ("_lane", "_lookers", "_stream")
+    __slots__ = ("_lane", "_lookers", "_lost", "_stream", "sound_until")
 
     def __init__(self) -> None:
         """Nothing is held."""
         self._stream: dict[bytes, float] = {}
         self._lane: dict[bytes, float] = {}
         self._lookers: list[set[tuple[bytes, bool]]] = []
+        self._lost: set[tuple[bytes, bool]] = set()
+        self.sound_until = 0.0
+        """Until when nothing held can have become somebody else's unseen; `time.perf_counter`."""
 
-    def add(self, entries: Sequence[Entry]) -> None:
-        """Hold entries of one read: all of one source."""
-        if entries:
-            self._of(in_lane=entries[0].in_lane).update(
-                dict.fromkeys([entry.id for entry in entries], time.monotonic())
-            )
+    def add(self, entries: Sequence[Entry]) -> Sequence[Entry]:
+        """Hold entries of one read: all of one source.
+
+        Returns:
+            Those not held before. What is held already, and comes again, was lost meanwhile and is
+            this consumer's again: its handler still runs, and settles it.
+        """
+        if not entries:
+            return entries
+        in_lane = entries[0].in_lane
+        held = self._of(in_lane=in_lane)
+        ids = [entry.id for entry in entries]
+        if not held.keys().isdisjoint(ids):
+            entries = [entry for entry in entries if entry.id not in held]
+            self._lost.difference_update((entry_id, in_lane) for entry_id in ids)
+        held.update(dict.fromkeys(ids, time.monotonic()))
+        return entries
+
+    def lose(self, entry_id: bytes, *, in_lane: bool) -> bool:
+        """Note that a held entry is somebody else's now; False when that was known."""
+        known = (entry_id, in_lane) in self._lost
+        self._lost.add((entry_id, in_lane))
+        return not known
 
     def renewed(self, ids: Iterable[bytes], when: float, *, in_lane: bool) -> None:
         """Note that leases were renewed; `when` is the time before the server was asked."""
@@ -45,6 +65,8 @@ class Held:
         held = self._of(in_lane=in_lane)
         for entry_id in ids:
             held.pop(entry_id, None)
+        if self._lost:
+            self._lost.difference_update((entry_id, in_lane) for entry_id in ids)
         for seen in self._lookers:
             seen.update((entry_id, in_lane) for entry_id in ids)
 
@@ -68,7 +90,9 @@ class Held:
         return entry_id in self._of(in_lane=in_lane)
 
     def renewed_at(self, entry_id: bytes, *, in_lane: bool) -> float | None:
-        """Say when a lease was renewed last; None when it is not held."""
+        """Say when a lease was renewed last; None when it is not held, or lost."""
+        if (entry_id, in_lane) in self._lost:
+            return None
         return self._of(in_lane=in_lane).get(entry_id)
 
     def ids(self, *, in_lane: bool) -> list[bytes]:

@@ -7,7 +7,9 @@ import logging
 import time
 from typing import TYPE_CHECKING
 
-from ._errors import CommandRefusedError, ServerError
+from anyio import move_on_after
+
+from ._errors import FATAL, CommandRefusedError, ServerError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -42,7 +44,7 @@ class Lease:
         *,
         held: Held,
         visibility_timeout: float,
-        lost: Callable[[bytes, bool], None],
+        lost: Callable[[bytes, bool], bool],
         is_settling: Callable[[bytes, bool], bool],
     ) -> None:
         """Nothing is renewed before `run()`.
@@ -51,7 +53,8 @@ class Lease:
             member: This consumer in Redis.
             held: What is held.
             visibility_timeout: Seconds a lease lasts; it is renewed every third of them.
-            lost: Told of the id of each lost lease, and whether it was in the lane.
+            lost: Told of the id of each lost lease, and whether it was in the lane; says whether
+                its handler runs here.
             is_settling: Says of an id, and whether it was in the lane, that its outcome is known:
                 it may have been settled, and only the answer was lost.
         """
@@ -61,10 +64,12 @@ class Lease:
         self._grace = max(self._period, _LEAST_GRACE)
         self._lost = lost
         self._is_settling = is_settling
-        self._told: set[tuple[bytes, bool]] = set()
+        self._wanted = asyncio.Event()
+        self._renewed = asyncio.Event()
         self._sound_since = time.monotonic()
         self._due = time.monotonic() + self._period
-        member.link.on_up(self._unsound)
+        held.sound_until = time.perf_counter() + visibility_timeout
+        member.link.on_up(self._reconnected)
 
     def may_claim(self) -> bool:
         """Say whether others have had the time to renew what is theirs.
@@ -78,7 +83,7 @@ class Lease:
     def remaining(self, entry: Entry) -> float:
         """Seconds the lease of an entry lasts if it is not renewed; 0 when it is lost."""
         renewed = self._held.renewed_at(entry.id, in_lane=entry.in_lane)
-        if renewed is None or (entry.id, entry.in_lane) in self._told:
+        if renewed is None:
             return 0.0
         return max(0.0, renewed + self._period * 3 - time.monotonic())
 
@@ -92,16 +97,28 @@ class Lease:
             return False
         return not await self.renew([entry.id], in_lane=entry.in_lane)
 
+    async def until_sound(self) -> None:
+        """Return when everything held is known to be this consumer's, at once when it is.
+
+        After a pause of the whole process, or of Redis, somebody else may have taken over what
+        waits here: it must not be started before that is known.
+        """
+        while time.perf_counter() > self._held.sound_until:
+            self._renewed.clear()
+            self._wanted.set()
+            await self._renewed.wait()
+
     def close(self) -> None:
         """Listen to nobody any more."""
-        self._member.link.forget(self._unsound)
+        self._member.link.forget(self._reconnected)
 
     async def run(self) -> None:
         """Renew until cancelled."""
         tick = min(_TICK, self._period / 2)
         while True:
             before = time.monotonic()
-            await asyncio.sleep(tick)
+            with move_on_after(tick):
+                await self._wanted.wait()
             now = time.monotonic()
             late = now - before - tick
             if late > _STALLED:
@@ -111,16 +128,21 @@ class Lease:
                     late,
                 )
                 self._unsound()
-            if now >= self._due:
+            if now >= self._due or self._wanted.is_set():
+                self._wanted.clear()
                 await self._renew_all()
 
     async def _renew_all(self) -> None:
         begun = time.monotonic()
+        now = time.perf_counter()
+        sound_until = now + 3 * self._period
         try:
-            for in_lane in (False, True):
-                ids = self._held.ids(in_lane=in_lane)
-                for at in range(0, len(ids), _CHUNK):
-                    await self.renew(ids[at : at + _CHUNK], in_lane=in_lane)
+            renewed = await self._renew_held(set())
+            if now > self._held.sound_until:
+                # What was on its way here when everything stood still has come meanwhile.
+                await self._renew_held(renewed)
+        except FATAL:
+            raise
         except ServerError as error:
             logger.debug(
                 "leases of %s could not be renewed: %s", self._member.group, error
@@ -128,10 +150,24 @@ class Lease:
             self._unsound()
             self._due = time.monotonic() + min(1.0, self._period)
         else:
+            self._held.sound_until = sound_until
+            self._renewed.set()
             now = time.monotonic()
             self._due = now + self._period
             if now - begun > _TICK:
                 self._sound_since = now  # the server kept everybody waiting
+
+    async def _renew_held(
+        self, but: set[tuple[bytes, bool]]
+    ) -> set[tuple[bytes, bool]]:
+        done: set[tuple[bytes, bool]] = set()
+        for in_lane in (False, True):
+            ids = self._held.ids(in_lane=in_lane)
+            ids = [one for one in ids if (one, in_lane) not in but]
+            done.update((one, in_lane) for one in ids)
+            for at in range(0, len(ids), _CHUNK):
+                await self.renew(ids[at : at + _CHUNK], in_lane=in_lane)
+        return done
 
     async def renew(self, ids: list[bytes], *, in_lane: bool) -> list[bytes]:
         """Renew some leases now; returns those that are lost.
@@ -149,7 +185,7 @@ class Lease:
         except CommandRefusedError as error:
             if error.code != "NOGROUP":
                 raise
-            lost = ids  # the group is gone, and with it every lease
+            return ids  # the group is gone, and with it every lease, until it is made again
         # What was settled while the server was asked is not lost.
         lost = [item for item in lost if self._held.has(item, in_lane=in_lane)]
         self._held.renewed(set(ids).difference(lost), asked, in_lane=in_lane)
@@ -159,20 +195,17 @@ class Lease:
         return lost
 
     def _tell(self, entry_id: bytes, *, in_lane: bool) -> None:
-        self._told = {
-            (known, lane)
-            for known, lane in self._told
-            if self._held.has(known, in_lane=lane)
-        }
-        if (entry_id, in_lane) not in self._told:
-            self._told.add((entry_id, in_lane))
+        if self._held.lose(entry_id, in_lane=in_lane) and self._lost(entry_id, in_lane):
             logger.warning(
                 "the lease of entry %s of %s is lost: another consumer may run it too",
                 entry_id.decode(),
                 self._member.group,
             )
-            self._lost(entry_id, in_lane)
 
     def _unsound(self) -> None:
         self._sound_since = time.monotonic()
         self._due = min(self._due, self._sound_since)
+
+    def _reconnected(self) -> None:
+        self._unsound()
+        self._wanted.set()

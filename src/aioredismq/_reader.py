@@ -14,15 +14,13 @@ from typing import TYPE_CHECKING
 from anyio import move_on_after
 
 from ._errors import (
-    AuthenticationError,
+    FATAL,
     CommandRefusedError,
     ConnectionLostError,
     PermissionDeniedError,
     ServerError,
     ServerFullError,
     ServerNotReadyError,
-    UnsupportedServerError,
-    WrongKeyTypeError,
 )
 from ._pauses import pauses
 from ._wire import exchange
@@ -43,13 +41,6 @@ LONGEST_BLOCK = 5.0
 # Where CLIENT UNBLOCK is denied, stopping waits for the end of the current block.
 _SHORT_BLOCK = 1.0
 _WAKE_AGAIN = 0.05
-
-FATAL = (
-    AuthenticationError,
-    PermissionDeniedError,
-    WrongKeyTypeError,
-    UnsupportedServerError,
-)
 
 
 class Reader:

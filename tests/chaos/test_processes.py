@@ -241,6 +241,58 @@ async def test_a_process_that_wakes_up_late_may_only_acknowledge(
         assert await queue.dead_letters.count() == 0
 
 
+async def test_a_process_that_wakes_up_late_starts_nothing_others_have(
+    url: str, name: str, client: Client, crew: Crew
+) -> None:
+    """It had read ahead, and others have handled that meanwhile: it begins none of it."""
+    stopped = await crew.start(visibility_timeout=1)
+    async with RedisMessageQueue(name, url) as queue:
+        await queue.produce_many([{"number": n, "seconds": 0.01} for n in range(400)])
+        await eventually(lambda: crew.said("end").total() > 100)
+        stopped.send(signal.SIGSTOP)
+        held = (await left(client, name)).pending
+        second = await crew.start(visibility_timeout=1, concurrency=16)
+        await eventually(lambda: is_settled(client, name), 60)
+        begun = crew.said("begin", stopped)
+
+        stopped.send(signal.SIGCONT)
+
+        await eventually(lambda: "event loop was blocked" in "".join(stopped.errors))
+        await queue.produce_many([{"number": n} for n in range(400, 440)])
+        await eventually(lambda: len(crew.said("end")) == 440, 6)
+        await eventually(lambda: is_settled(client, name), 6)
+
+    assert held > 8
+    assert max(crew.said("begin", stopped).values()) == 1
+    others = crew.said("begin", second)
+    assert not [
+        n for n in crew.said("begin", stopped) if n not in begun and n in others
+    ]
+
+
+async def test_a_process_that_gets_its_message_back_does_not_run_it_twice(
+    url: str, name: str, client: Client, crew: Crew
+) -> None:
+    """Whoever had taken it over was killed; the first handler still runs, and settles it."""
+    first = await crew.start(visibility_timeout=1)
+    async with RedisMessageQueue(name, url) as queue:
+        await queue.produce({"number": 1, "seconds": 12})
+        await eventually(lambda: crew.said("begin").total() == 1)
+        first.send(signal.SIGSTOP)
+        second = await crew.start(visibility_timeout=1)
+        await eventually(lambda: crew.said("begin", second)[1] == 1, 15)
+        first.send(signal.SIGCONT)
+        await eventually(lambda: "is lost" in "".join(first.errors))
+
+        second.process.kill()
+        await eventually(lambda: "took over entry" in "".join(first.errors), 10)
+        await eventually(lambda: crew.said("end", first) == {1: 1}, 15)
+        await eventually(lambda: is_settled(client, name), 3)
+
+        assert await queue.dead_letters.count() == 0
+    assert crew.said("begin") == {1: 2}
+
+
 async def is_gone(client: Client, name: str, number: int) -> bool:
     """Say whether a message is stored in the stream no more."""
     entries = await client.xrange(name)
