@@ -88,6 +88,9 @@ class Settler:
         self._acking: Sequence[bytes] = ()  # what was sent and is not answered
         self._acking_lane = False
         self._ack_due = False
+        self._again: asyncio.TimerHandle | None = (
+            None  # while acknowledgements are refused
+        )
         self._moves: deque[_Moving] = deque()
         self._moving: Sequence[_Moving] = ()
         self._work = asyncio.Event()
@@ -102,7 +105,7 @@ class Settler:
     def ack(self, entry: Entry) -> None:
         """Acknowledge, with the next call."""
         (self._lane_acks if entry.in_lane else self._acks).append(entry.id)
-        if not self._ack_due and not self._acking:
+        if not (self._ack_due or self._acking or self._again):
             self._ack_due = True
             self._quiet.clear()
             self._loop.call_soon(self._send_acks)
@@ -197,7 +200,7 @@ class Settler:
                 self._keep(batch, in_lane=in_lane)
                 if reply.code in {"MOVED", "ASK", "READONLY"}:
                     self._member.link.renew(reply)
-                self._loop.call_later(_PAUSE, self._send_acks)
+                self._again = self._loop.call_later(_PAUSE, self._go_on)
             case ServerError():
                 self._fatal(reply)
                 self._send_acks()
@@ -209,7 +212,10 @@ class Settler:
         ids[:0] = batch
 
     def _go_on(self) -> None:
-        """Send what has waited for the connection."""
+        """Send what has waited, for the connection or for a server that refuses."""
+        if self._again is not None:
+            self._again.cancel()
+            self._again = None
         if not self._acking and not self._ack_due and (self._acks or self._lane_acks):
             self._send_acks()
 

@@ -330,6 +330,37 @@ async def test_a_refusing_server_is_not_pestered(
         assert lines / 1.5 < 4
 
 
+async def test_acknowledgements_that_are_refused_are_gathered(
+    saving_server: RedisServer, name: str
+) -> None:
+    """Handlers end one after the other: there is one question now and then for all of them."""
+    ended = 0
+
+    async def handle(body: int) -> None:
+        nonlocal ended
+        await may_end.wait()
+        await asyncio.sleep(body * 0.015)
+        ended += 1
+
+    may_end = asyncio.Event()
+    config = ConsumerConfig(concurrency=100, visibility_timeout=30)
+    async with (
+        Redis.from_url(saving_server.url) as client,
+        RedisMessageQueue(name, saving_server.url) as queue,
+        Consumer(queue, handle, config) as consumer,
+    ):
+        await queue.produce_many(range(100))
+        await eventually(lambda: consumer.held == 100)
+        async with too_few_replicas(saving_server, client):
+            may_end.set()
+            before = await _commands(client)
+            await eventually(lambda: ended == 100)
+            commands = await _commands(client) - before
+        await eventually(lambda: consumer.held == 0, 3)
+
+    assert commands < 1.5 * 40
+
+
 async def _commands(client: Redis) -> int:
     """Count what clients have sent; what scripts call in turn is not counted."""
     stats = await client.info("commandstats")
