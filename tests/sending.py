@@ -73,9 +73,10 @@ async def memories(client: Client, name: str) -> list[bytes]:
 
 
 async def script_calls(client: Client) -> int:
-    """Count the scripts this server has been asked to run by their digest."""
+    """Count the scripts this server has been asked to run by their digest, refused ones too."""
     stats = await client.info("commandstats")
-    return int(stats.get("cmdstat_evalsha", {}).get("calls", 0))
+    about = stats.get("cmdstat_evalsha", {})
+    return int(about.get("calls", 0)) + int(about.get("rejected_calls", 0))
 
 
 def be_patient(batcher: Batcher) -> None:

@@ -20,6 +20,15 @@ def test_pauses_double_and_stay_short() -> None:
         assert limit / 2 <= wait <= limit
 
 
+def test_pauses_may_stay_shorter() -> None:
+    """Where somebody waits for the end of each."""
+    following = pauses(0.3)
+
+    waits = [following() for _ in range(12)]
+
+    assert all(0.15 <= wait <= 0.3 for wait in waits[3:])
+
+
 def test_pauses_differ() -> None:
     """Or all clients of a server that comes back would ask it at once."""
     assert len({pauses()() for _ in range(20)}) > 10

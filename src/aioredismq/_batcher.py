@@ -24,6 +24,7 @@ from ._errors import (
     ServerNotReadyError,
     UnsupportedServerError,
 )
+from ._pauses import pauses
 from ._wire import pack
 
 if TYPE_CHECKING:
@@ -41,8 +42,9 @@ _RENEW = 60.0
 # The server is told of progress in steps of so many batches: one call less for all but one.
 _STEP = 16
 
-# The server says it is not ready: tried again after this, until `produce_timeout`.
-_PAUSE = 0.1
+# A server that is not ready is asked again after so long at most: a few commands a second from each
+# producer, whatever waits, and what waits is on its way well within a second of its return.
+_LONGEST_PAUSE = 0.4
 
 _ELSEWHERE = frozenset({"MOVED", "ASK", "READONLY"})
 
@@ -77,7 +79,13 @@ class Batcher:
         self._closed = False
         self._has_uncertain = False
         self._resolved = asyncio.Event()
-        link.on_up(self._send_again)
+        # While held, only the probe is sent, now or by the timer: what becomes of it decides.
+        self._is_held = False
+        self._probe: Batch | None = None
+        self._asking: asyncio.TimerHandle | None = None
+        self._following = pauses(_LONGEST_PAUSE)
+        self._refusal: ServerError | None = None
+        link.on_up(self._ask)
 
     # -- sending -------------------------------------------------------------------------------
 
@@ -163,9 +171,10 @@ class Batcher:
             self._resolved.clear()
             await self._resolved.wait()
         self._forget_memory()
-        self._link.forget(self._send_again)
-        if self._timer is not None:
-            self._timer.cancel()
+        self._link.forget(self._ask)
+        for timer in (self._timer, self._asking):
+            if timer is not None:
+                timer.cancel()
 
     def _forget_memory(self) -> None:
         """Leave nothing behind: what is answered is not sent again, and so need not be known."""
@@ -205,8 +214,10 @@ class Batcher:
             self._unresolved[batch.number] = batch
             self._send(batch)
 
-    def _send(self, batch: Batch, *, whole: bool = False) -> None:
+    def _send(self, batch: Batch, *, whole: bool = False, asks: bool = False) -> None:
         self._keep_deadlines()
+        if self._is_held and not asks:
+            return  # sent when the server takes the probe
         if not self._link.is_up or batch.number not in self._unresolved:
             return  # sent when the link is up again; or over before it began
         make = scripts.APPEND.whole if whole else scripts.APPEND.by_digest
@@ -245,8 +256,39 @@ class Batcher:
         self._renewed = now
         return 1
 
-    def _send_again(self) -> None:
-        for batch in sorted(self._unresolved.values(), key=lambda item: item.number):
+    def _ask(self) -> None:
+        """Send the oldest batch alone; the others wait for what becomes of it.
+
+        On a new connection too: its server may be loading, or not be the one for this key, and
+        would be sent all that waits only to refuse it.
+        """
+        if self._asking is not None:
+            self._asking.cancel()
+            self._asking = None
+        if not self._link.is_up:
+            return  # asked when it is
+        waiting = [each for each in self._unresolved.values() if not each.under_way]
+        if not waiting:
+            self._go_on()  # whatever is sent next will ask
+            return
+        self._is_held = True
+        self._probe = min(waiting, key=_number)
+        self._send(self._probe, asks=True)
+
+    def _hold(self, batch: Batch, refusal: ServerNotReadyError) -> None:
+        """Ask again a little later."""
+        batch.refusal = self._refusal = refusal
+        if refusal.code in _ELSEWHERE:
+            self._link.renew(refusal)
+        elif self._asking is None and (batch is self._probe or not self._is_held):
+            self._is_held = True
+            self._asking = self._loop.call_later(self._following(), self._ask)
+
+    def _go_on(self) -> None:
+        """Send everything that has waited for the probe, in order."""
+        self._probe = self._refusal = None
+        self._is_held = False
+        for batch in sorted(self._unresolved.values(), key=_number):
             if not batch.under_way:
                 self._send(batch)
 
@@ -254,21 +296,25 @@ class Batcher:
         batch.under_way = False
         if isinstance(reply, bytes):
             self._resolve(batch, reply.decode().split(" "))
+        elif not self._is_refused(batch, reply):
             return
+        if batch is self._probe:
+            self._go_on()
+
+    def _is_refused(self, batch: Batch, reply: ServerError) -> bool:
+        """Say whether an error is the last word on a batch, or it is sent once more."""
         self._renewed = -_RENEW  # the renewal may have gone with it
-        if isinstance(reply, ConnectionLostError | UnsupportedServerError):
-            batch.in_doubt = True  # sent again when the link is up
-        elif isinstance(reply, ServerNotReadyError):
-            batch.refusal = reply
-            if reply.code in _ELSEWHERE:
-                self._link.renew(reply)
-            else:
-                self._loop.call_later(_PAUSE, self._send_again)
-        elif isinstance(reply, ServerError) and reply.code == "NOSCRIPT":
-            if batch.number in self._unresolved:
-                self._send(batch, whole=True)
-        else:
-            self._reject(batch, reply)
+        match reply:
+            case ConnectionLostError() | UnsupportedServerError():
+                batch.in_doubt = True  # sent again when the link is up
+            case ServerNotReadyError():
+                self._hold(batch, reply)
+            case ServerError(code="NOSCRIPT") if batch.number in self._unresolved:
+                self._send(batch, whole=True, asks=True)
+            case _:
+                self._reject(batch, reply)
+                return True
+        return False
 
     def _resolve(self, batch: Batch, ids: list[str]) -> None:
         batch.ids = ids
@@ -320,10 +366,8 @@ class Batcher:
 
     def _give_up(self, batch: Batch) -> None:
         if not batch.in_doubt and not batch.under_way:
-            reason = batch.refusal or self._link.failure
-            self._reject(
-                batch, reason or ConnectionLostError("there is no connection to Redis")
-            )
+            reason = batch.refusal or self._link.failure or self._refusal
+            self._reject(batch, reason or ConnectionLostError("Redis did not answer"))
             return
         self._settle(batch)
         batch.is_uncertain = self._has_uncertain = True
@@ -371,6 +415,10 @@ class Batcher:
             msg = "this batch is not being retried"
             raise MessageQueueError(msg)
         return await asyncio.shield(batch.whole)
+
+
+def _number(batch: Batch) -> int:
+    return batch.number
 
 
 def _is_forgotten(batch: Batch, now: float) -> bool:

@@ -17,10 +17,13 @@ _LONGEST = 1.0
 _STEADY = 5.0
 
 
-def pauses() -> Callable[[], float]:
+def pauses(longest: float = _LONGEST) -> Callable[[], float]:
     """Seconds to wait before each further try: doubling, with jitter, never above 1 s.
 
     It begins anew by itself when it was not asked for 5 s.
+
+    Args:
+        longest: Another limit than 1 s.
     """
     pause = _FIRST
     asked = time.monotonic()
@@ -31,7 +34,7 @@ def pauses() -> Callable[[], float]:
         if now - asked > _STEADY:
             pause = _FIRST
         asked = now
-        this, pause = pause, min(pause * 2, _LONGEST)
+        this, pause = pause, min(pause * 2, longest)
         return random.uniform(this / 2, this)
 
     return following

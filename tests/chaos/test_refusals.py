@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from anyio.to_thread import run_sync
 from redis.asyncio import Redis
-from redis.exceptions import RedisError
+from redis.exceptions import RedisError, ResponseError
 
 from aioredismq import (
     AuthenticationError,
@@ -121,6 +121,18 @@ def each(*briefly: str) -> list[Any]:
     ]
 
 
+# In microseconds for each thing loaded; every 1024 of them the server looks for clients.
+SLOW_TO_LOAD = ("--appendfsync", "always", "--key-load-delay", "100")
+
+
+async def _give_ballast(client: Redis, count: int) -> None:
+    """Let the server have so many things to load when it starts again."""
+    async with client.pipeline(transaction=False) as pipe:
+        for _ in range(count):
+            pipe.incr("ballast")
+        await pipe.execute()
+
+
 # Work goes on.
 
 
@@ -148,15 +160,9 @@ async def test_a_loading_server_is_waited_for(
     server_path: Path | None, name: str, seed: int
 ) -> None:
     """Killed, and slow to read what it had written: it answers, but only that it loads."""
-    slow = ("--key-load-delay", "100")  # microseconds; each 1024 it looks for clients
-    with RedisServer(
-        server_path, persistence=True, args=("--appendfsync", "always", *slow)
-    ) as server:
+    with RedisServer(server_path, persistence=True, args=SLOW_TO_LOAD) as server:
         async with Redis.from_url(server.url) as client:
-            async with client.pipeline(transaction=False) as pipe:
-                for _ in range(12_000):
-                    pipe.incr("ballast")
-                await pipe.execute()
+            await _give_ballast(client, 12_000)
             async with under_load(server.url, name, seed=seed) as load:
                 await run_sync(server.kill)
                 await run_sync(server.start)
@@ -328,6 +334,102 @@ async def test_a_refusing_server_is_not_pestered(
 
         assert commands / 1.5 < 40
         assert lines / 1.5 < 4
+
+
+class Sends:
+    """Sends that wait, and others that come meanwhile: each is a batch of its own."""
+
+    def __init__(self, queue: RedisMessageQueue) -> None:
+        """Nothing is sent."""
+        self._queue = queue
+        self.all: list[asyncio.Future[str]] = []
+
+    def add(self, count: int) -> None:
+        """Send so many more."""
+        following = range(len(self.all), len(self.all) + count)
+        self.all += [asyncio.ensure_future(self._queue.produce(n)) for n in following]
+
+    async def go_on(self, seconds: float) -> None:
+        """Send more and more for so long."""
+        for _ in range(round(seconds / 0.05)):
+            self.add(5)
+            await asyncio.sleep(0.05)
+
+    async def assert_stored_once_in_order(self, client: Redis, name: str) -> None:
+        """Find all of them as they were sent."""
+        ids = await asyncio.gather(*self.all)
+        assert await stored(client, name) == {
+            message_id: str(body) for body, message_id in enumerate(ids)
+        }
+        assert ids == list(await stored(client, name))
+
+
+async def test_a_loading_server_is_not_pestered_by_sends(
+    server_path: Path | None, name: str
+) -> None:
+    """One of them asks, seldom, however many wait; once it passes they go, in order."""
+    with RedisServer(server_path, persistence=True, args=SLOW_TO_LOAD) as server:
+        async with Redis.from_url(server.url, single_connection_client=True) as client:
+            await _give_ballast(client, 25_000)
+        async with RedisMessageQueue(name, server.url, max_batch=1) as queue:
+            sends = Sends(queue)
+            await run_sync(server.kill)
+            sends.add(500)
+            await run_sync(server.start)
+            async with Redis.from_url(server.url) as client:
+                await eventually(lambda: _has_been_asked(client))
+                before = await _commands(client)
+                await sends.go_on(1)
+                commands = await _commands(client) - before
+                about = await client.info("persistence")
+
+                assert about["loading"] == 1
+                assert commands < 15
+                await sends.assert_stored_once_in_order(client, name)
+
+
+async def _has_been_asked(client: Redis) -> bool:
+    """Say whether the server has been sent a batch since it was started."""
+    return "cmdstat_evalsha" in await client.info("commandstats")
+
+
+async def test_a_busy_server_is_not_pestered_by_sends(
+    own_server: RedisServer, name: str
+) -> None:
+    """Somebody's endless script refuses them; when it is killed they go at once, in order."""
+    async with (
+        Redis.from_url(own_server.url) as client,
+        Redis.from_url(own_server.url) as somebody,
+        RedisMessageQueue(name, own_server.url, max_batch=1) as queue,
+    ):
+        await client.config_set("lua-time-limit", 1)
+        before = await _commands(client)
+        endless = asyncio.ensure_future(somebody.eval("while true do end", 0))
+        await eventually(lambda: _is_busy(client))
+        sends = Sends(queue)
+        await sends.go_on(0.1)
+        sends.add(500)
+        await sends.go_on(1.5)
+        await client.script_kill()
+        killed = time.monotonic()
+
+        await asyncio.wait(sends.all)
+
+        assert time.monotonic() - killed < 0.9
+        with pytest.raises(ResponseError):
+            await endless
+        refused = await _commands(client) - before - len(sends.all)
+        assert refused < 25
+        await sends.assert_stored_once_in_order(client, name)
+
+
+async def _is_busy(client: Redis) -> bool:
+    """Say whether the server refuses everything because of a script."""
+    try:
+        await client.ping()
+    except ResponseError as error:
+        return "BUSY" in str(error)
+    return False
 
 
 async def test_acknowledgements_that_are_refused_are_gathered(
