@@ -483,6 +483,26 @@ async def test_a_lost_lease_cancels_the_handler_where_that_is_wanted() -> None:
     assert settled.of(given) == Release()
 
 
+async def test_a_lost_lease_cancels_a_batch_as_a_whole() -> None:
+    """The others are handed back untried; what was settled by itself stays settled."""
+    started = asyncio.Event()
+
+    async def handler(messages: list[Message]) -> None:
+        messages[0].ack()
+        started.set()
+        await asyncio.sleep(60)
+
+    invoker, settled = make(handler, ConsumerConfig(on_lost_lease="cancel"))
+    done, lost, other = (entry(number=number) for number in (1, 2, 3))
+    async with create_task_group() as tasks:
+        tasks.start_soon(invoker.run, [done, lost, other])
+        await eventually(started.is_set)
+        invoker.lease_lost(lost.id, False)
+
+    assert settled.of(done) == Ack()
+    assert settled.of(lost) == settled.of(other) == Release()
+
+
 async def test_a_lost_lease_leaves_the_handler_alone_by_default() -> None:
     """What it does may still be acknowledged."""
     gate = asyncio.Event()

@@ -39,7 +39,13 @@ class Pulling:
             make=make,
             decide=decide_by_default,
             settle=self._settle,
+            until_sound=self._until_sound,
         )
+        self.sound = asyncio.Event()
+        self.sound.set()
+
+    async def _until_sound(self) -> None:
+        await self.sound.wait()
 
     def _settle(self, entry: Entry, outcome: Outcome) -> None:
         assert entry.id not in self.outcomes
@@ -131,6 +137,35 @@ async def test_what_expires_while_it_is_pulled_and_cut_off_is_settled_once() -> 
         tasks.cancel_scope.cancel()
 
     assert len(pulling.outcomes) == 1
+
+
+async def test_what_somebody_else_has_meanwhile_is_not_given_out() -> None:
+    """Nothing is, before leases are known to be sound; what is lost by then is withdrawn."""
+    pulling = Pulling()
+    got: list[Message | None] = []
+
+    async def pull() -> None:
+        got.append(await pulling.puller.following())
+
+    async with create_task_group() as tasks:
+        for number in (1, 2, 3):
+            tasks.start_soon(pulling.puller.run, [entry(number)])
+        await asyncio.sleep(0)
+        pulling.sound.clear()
+        tasks.start_soon(pull)
+        await asyncio.sleep(0)
+        assert not got
+
+        pulling.puller.withdraw(b"1-0", in_lane=False)
+        pulling.puller.withdraw(b"2-0", in_lane=True)
+        pulling.sound.set()
+        await eventually(lambda: len(got) == 1)
+        assert got[0] is not None
+        got[0].ack()
+        pulling.puller.end()
+
+    assert got[0].id == "2-0"
+    assert pulling.outcomes[b"1-0"] == Release()
 
 
 async def test_messages_come_in_the_order_they_were_offered() -> None:

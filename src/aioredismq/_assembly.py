@@ -114,6 +114,7 @@ class Assembly:
                 make=invoker.message,
                 decide=invoker.decide,
                 settle=settler.settle,
+                until_sound=self._lease.until_sound,
             )
             if pulls
             else None
@@ -280,6 +281,8 @@ class Assembly:
             self.held.drop((entry_id,), in_lane=in_lane)
             return False
         self._invoker.lease_lost(entry_id, in_lane)
+        if self.puller is not None:
+            self.puller.withdraw(entry_id, in_lane=in_lane)
         return True
 
     async def _wait_for_room(self) -> None:

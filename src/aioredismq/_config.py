@@ -143,7 +143,8 @@ class ConsumerConfig:
     long a handler may take."""
     on_lost_lease: Literal["continue", "cancel"] = "continue"
     """What becomes of a handler whose message was taken over meanwhile. Either way only its
-    acknowledgement still counts."""
+    acknowledgement still counts. A batch handler is cancelled as a whole: the other messages of
+    its batch are handed back untried."""
     max_crashes: int = 3
     """Processes that may end while a message is their marked suspect before it is dead."""
     max_attempts: int = 5

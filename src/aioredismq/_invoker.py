@@ -171,7 +171,7 @@ class Invoker:
                 self._decode(self._open(entry.fields)) if binding.wants_body else None
             )
             if self._call_at_once is None:
-                await self._call_entry(entry, body, message)
+                await self._call_while_held(portion, body, message)
             else:
                 await self._call_at_once(body, message)
             outcome = Ack()
@@ -210,21 +210,19 @@ class Invoker:
             return Ack()
         return self.decide(error, entry) if isinstance(error, Exception) else outcome
 
-    async def _call_entry(
-        self,
-        entry: Entry,
-        body: Any,
-        message: Message | None,
+    async def _call_while_held(
+        self, portion: list[Entry], body: Any, message: Message | None
     ) -> None:
-        """Call the handler of one entry, to be cancelled when its lease is lost."""
+        """Call the handler, to be cancelled when the lease of what it was given is lost."""
         if self._running is None:
             return await self._call(body, message)
         with CancelScope() as scope:
-            self._running[entry] = scope
+            self._running.update(dict.fromkeys(portion, scope))
             try:
                 return await self._call(body, message)
             finally:
-                del self._running[entry]
+                for entry in portion:
+                    del self._running[entry]
         raise _LeaseLostError
 
     # -- a batch -------------------------------------------------------------------------------
@@ -238,8 +236,10 @@ class Invoker:
             messages.append(self.message(entry, settle))
         failure: BaseException | None = _CUT_OFF
         try:
-            await self._call(messages, None)
+            await self._call_while_held(portion, messages, None)
             failure = None
+        except _LeaseLostError:
+            pass  # what is still this consumer's is handed back
         except asyncio.CancelledError as error:
             if _is_cancelled_from_outside():
                 raise

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, TypeAlias
 from ._outcome import Ack, Outcome, Release
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Awaitable, Callable
 
     from ._message import Entry, Message
 
@@ -43,6 +43,7 @@ class Puller:
         make: Callable[[Entry, _Settle], Message],
         decide: Callable[[BaseException, Entry], Outcome],
         settle: Callable[[Entry, Outcome], None],
+        until_sound: Callable[[], Awaitable[None]],
     ) -> None:
         """Nothing is offered before `run()`.
 
@@ -51,11 +52,13 @@ class Puller:
             make: Makes a message that tells how it was settled.
             decide: Says what becomes of a message that failed.
             settle: Does what an outcome says with an entry.
+            until_sound: Returns when nothing offered can be somebody else's unseen.
         """
         self._unhandled = unhandled
         self._make = make
         self._decide = decide
         self._settle = settle
+        self._until_sound = until_sound
         self._offers: deque[_Offer] = deque()
         self._something = asyncio.Event()
         self._ended = False
@@ -96,6 +99,13 @@ class Puller:
             case _:
                 return how
 
+    def withdraw(self, entry_id: bytes, *, in_lane: bool) -> None:
+        """Offer an entry no more: it is somebody else's now."""
+        for offer in list(self._offers):
+            if offer.entry.id == entry_id and offer.entry.in_lane is in_lane:
+                self._offers.remove(offer)
+                offer.withdraw(Release())
+
     def end(self) -> None:
         """Offer nothing more: iterations end, and what nobody has taken is handed back."""
         self._ended = True
@@ -109,6 +119,9 @@ class Puller:
             if self._ended:
                 return None
             while self._offers:
+                await self._until_sound()
+                if not self._offers:
+                    break  # withdrawn meanwhile
                 offer = self._offers.popleft()
                 # It may have waited for long: its time may have come meanwhile.
                 unhandled = self._unhandled(offer.entry)
