@@ -4,6 +4,7 @@ import asyncio
 import json
 import threading
 import time
+from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +21,7 @@ from aioredismq import (
     RejectMessage,
     RetryMessage,
 )
+from aioredismq._keys import QueueKeys
 from tests.looking import AT_ONCE, NOTHING, Handled, Messages, dead_letters, left
 from tests.support import eventually
 
@@ -33,7 +35,7 @@ async def buried(look: Client, queue: RedisMessageQueue, count: int = 1) -> list
     """Wait for so many dead letters, and give their fields."""
 
     async def are_there() -> bool:
-        return len(await dead_letters(look, queue.name)) >= count
+        return await look.xlen(QueueKeys(queue.name).dead) >= count
 
     await eventually(are_there)
     return await dead_letters(look, queue.name)
@@ -337,12 +339,41 @@ FOREIGN: dict[str, dict[bytes | str, bytes | str]] = {
     "another shape": {"body": "[1, 2]"},
     "nothing in it": {"body": ""},
     "a name that is not UTF-8": {b"\xff": b"\xff", b"body": b"?"},
+    "an empty name": {"": ""},
+    "an empty name beside a body": {"": "x", "body": "?"},
+    "5 MB": {"body": b"{" * 5_000_000},
+    "5 MB in a header": {"body": "?", "h": "h" * 5_000_000},
+    "thousands of fields": {f"f{number}": "v" for number in range(12_000)},
+    "thousands of fields before a body": {
+        **{f"f{number}": "v" for number in range(9_000)},
+        "body": "?",
+    },
     "nonsense in our headers": {
         "body": "?",
         "mq-attempt": "1000",
+        "mq-crashes": "1000",
         "mq-expires": "soon",
         "mq-reason": "\x00",
     },
+    "numbers beyond reason in our headers": {
+        "body": "?",
+        "mq-attempt": "-1",
+        "mq-crashes": "9" * 400,
+        "mq-died": "9" * 15,
+        "mq-expires": "9" * 20,
+        "mq-produced": "9" * 15,
+    },
+    "bytes in our headers": {
+        b"body": b"?",
+        b"mq-": b"\xff",
+        b"mq-attempt": b"\xff",
+        b"mq-crashes": b"",
+        b"mq-expires": b"\xb2",
+        b"mq-group": b"\xff",
+        b"mq-\xff": b"",
+    },
+    "an id of another's making": {"body": "?", "mq-id": b"\xff" * 1_000},
+    "an empty id": {"body": "?", "mq-id": ""},
     "another content type": {"body": "<n>1</n>", "content-type": "text/xml"},
 }
 
@@ -351,6 +382,12 @@ def stored_body(fields: dict[bytes | str, bytes | str]) -> bytes:
     """Give the bytes of an entry's body, none when it has none."""
     body = fields.get("body", fields.get(b"body", b""))
     return body.encode() if isinstance(body, str) else body
+
+
+def found_as(entry_id: bytes, fields: dict[bytes | str, bytes | str]) -> str:
+    """Give the id of an entry's message: the one it says, as that of a delayed message is."""
+    said = fields.get("mq-id")
+    return (said or entry_id).decode(errors="backslashreplace")  # type: ignore[union-attr]
 
 
 async def test_foreign_entries_are_put_aside_and_never_loop(
@@ -362,22 +399,34 @@ async def test_foreign_entries_are_put_aside_and_never_loop(
     async def handler(order: Order) -> None:
         seen.append(order)
 
-    expected: dict[bytes, bytes] = {}
+    expected: dict[str, bytes] = {}
     for number, fields in enumerate(FOREIGN.values()):
         entry_id = await look.xadd(queue.name, dict(fields))
-        expected[entry_id] = stored_body(fields)
+        expected[found_as(entry_id, fields)] = stored_body(fields)
         await queue.produce({"n": number})
-    async with Consumer(queue, handler, ConsumerConfig(concurrency=1)):
-        letters = await buried(look, queue, len(FOREIGN))
+    begun = time.monotonic()
+    async with Consumer(queue, handler, ConsumerConfig(concurrency=1)) as consumer:
         await eventually(lambda: len(seen) == len(FOREIGN))
+        took = time.monotonic() - begun
+        letters = await buried(look, queue, len(FOREIGN))
+        await emptied(look, queue)
 
+    assert took < 5
     assert seen == [Order(number) for number in range(len(FOREIGN))]
+    assert consumer.failed == len(letters) == len(FOREIGN)
     assert {
-        letter[b"mq-id"]: letter.get(b"body", b"") for letter in letters
+        letter[b"mq-id"].decode(): letter.get(b"body", b"") for letter in letters
     } == expected
     assert {letter[b"mq-reason"] for letter in letters} == {b"decode"}
+    assert {letter[b"mq-attempt"] for letter in letters} == {b"1"}
     assert all(letter[b"mq-detail"] for letter in letters)
     assert await left(look, queue.name) == NOTHING
+    found = {letter.message_id: letter for letter in await queue.dead_letters.list()}
+    assert found.keys() == expected.keys()
+    assert {letter.group for letter in found.values()} == {f"{queue.name}_group"}
+    assert {letter.crashes for letter in found.values()} == {0}
+    again = await queue.dead_letters.redrive(all=True)
+    assert (again.count, again.missing, again.without_group) == (len(FOREIGN), (), ())
 
 
 async def test_foreign_entries_reach_a_handler_of_raw_messages(
@@ -388,7 +437,7 @@ async def test_foreign_entries_reach_a_handler_of_raw_messages(
     expected: dict[str, bytes] = {}
     for fields in FOREIGN.values():
         entry_id = await look.xadd(queue.name, dict(fields))
-        expected[entry_id.decode()] = stored_body(fields)
+        expected[found_as(entry_id, fields)] = stored_body(fields)
     async with Consumer(queue, messages):
         await messages.until(len(FOREIGN))
 
@@ -401,6 +450,30 @@ async def test_foreign_entries_reach_a_handler_of_raw_messages(
         for header in message.headers
     )
     assert not await dead_letters(look, queue.name)
+    assert await left(look, queue.name) == NOTHING
+
+
+@pytest.mark.parametrize("by_hand", [False, True])
+async def test_foreign_entries_that_are_handed_back_or_fail_come_again(
+    queue: RedisMessageQueue, look: Client, by_hand: bool
+) -> None:
+    """Whatever is written in them: they move to the lane and back, and are handled in the end."""
+    seen: Counter[str] = Counter()
+    expected: set[str] = set()
+    for fields in FOREIGN.values():
+        entry_id = await look.xadd(queue.name, dict(fields))
+        expected.add(found_as(entry_id, fields))
+
+    async def handler(message: Message) -> None:
+        seen[message.id] += 1
+        if message.attempt < 3:
+            raise RetryMessage("again", delay=0.01 if by_hand else 0)
+
+    async with Consumer(queue, handler):
+        await eventually(lambda: seen.total() == 3 * len(FOREIGN))
+        await emptied(look, queue)
+
+    assert seen == dict.fromkeys(expected, 3)
     assert await left(look, queue.name) == NOTHING
 
 
