@@ -443,28 +443,23 @@ async def test_they_come_one_at_a_time(url: str, name: str, client: Redis) -> No
         assert [one.more for one in found] == [True, True, True, False]
 
 
-async def test_only_looking_takes_nothing_and_records_where_the_group_stands(
-    url: str, name: str, client: Redis
+async def test_who_may_not_take_leaves_all_as_it_is_to_those_who_may(
+    url: str, name: str, client: Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Just below what is pending, else behind what was delivered last."""
+    """It only writes down where the group stands; the next look begins where it would have."""
+    monkeypatch.setattr(room_of_member, "_PAGE", 1)
     async with belonging(url, name, client) as them:
         [entry] = await them.deliver(OTHER)
         await them.age(entry)
 
         found = await them.recover(take=False)
 
-        milliseconds, sequence = entry.id.decode().split("-")
-        below = (
-            f"{milliseconds}-{int(sequence) - 1}"
-            if sequence != "0"
-            else f"{int(milliseconds) - 1}-18446744073709551615"
-        )
-        assert found.entry is None
+        assert (found.entry, found.more) == (None, False)
         assert await them.owner(entry) == b"other"
-        assert await them.agreed("floor:billing") == below.encode()
-        await client.xack(name, GROUP, entry.id)
-        await them.recover(take=False)
-        assert await them.agreed("floor:billing") == entry.id
+        assert entry.id in (await them.agreed("place:billing") or b"")
+        taken = (await them.recover()).entry
+        assert taken is not None
+        assert taken.id == entry.id
 
 
 async def test_what_was_deleted_is_cleaned_out(
@@ -633,23 +628,56 @@ async def test_a_look_is_bounded_and_the_next_goes_on_from_there(
 ) -> None:
     """Whoever of the group looks next; after the last page it begins again."""
     monkeypatch.setattr(room_of_member, "_PAGE", 4)
+    monkeypatch.setattr(room_of_member, "_PACE", 0.0)
     async with belonging(url, name, client) as them:
         entries = await them.deliver(OTHER, 10)
         await them.age(entries[0], entries[9])
         third = Member(them.stream, GROUP, "third")
 
-        looks = [
-            await look(them.one, take=False),
-            await look(third),
-            await look(them.one),
-            await look(third),
-            await look(them.one),
-        ]
+        looks = [await look(member) for member in (them.one, third, them.one, third)]
 
-        # Behind the last one taken over lies nothing more: the fourth only finds that out.
+        # Behind the first one taken over lie two pages; then the rest, which is less.
         ids = [one.entry and one.entry.id for one in looks]
-        assert ids == [None, None, entries[9].id, None, entries[0].id]
-        assert [one.more for one in looks] == [True, True, True, False, True]
+        assert ids == [entries[0].id, None, None, entries[9].id]
+        assert [one.more for one in looks] == [True, True, True, True]
+
+
+async def test_a_group_looks_at_its_pace_however_many_it_is(
+    url: str, name: str, client: Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One goes through a long list, and others who come meanwhile leave it to that one."""
+    monkeypatch.setattr(room_of_member, "_PAGE", 4)
+    monkeypatch.setattr(room_of_member, "_PACE", 60.0)
+    async with belonging(url, name, client) as them:
+        entries = await them.deliver(OTHER, 10)
+        await them.age(entries[5])
+        third = Member(them.stream, GROUP, "third")
+
+        first, second = await look(them.one), await look(third)
+
+        assert (first.entry, first.more) == (None, True)
+        assert (second.entry, second.more) == (None, False)
+        monkeypatch.setattr(room_of_member, "_PACE", 0.0)
+        found = (await look(third)).entry
+        assert found is not None
+        assert found.id == entries[5].id
+
+
+async def test_what_is_taken_over_keeps_nobody_from_the_next(
+    url: str, name: str, client: Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Many take over what one has left, all at once."""
+    monkeypatch.setattr(room_of_member, "_PACE", 60.0)
+    async with belonging(url, name, client) as them:
+        entries = await them.deliver(OTHER, 3)
+        await them.age(*entries)
+        third = Member(them.stream, GROUP, "third")
+
+        looks = [await look(member) for member in (them.one, third, them.one)]
+
+        assert [one.entry and one.entry.id for one in looks] == [
+            one.id for one in entries
+        ]
 
 
 async def test_the_longest_visibility_timeout_of_the_group_counts(

@@ -8,6 +8,7 @@ from redis.asyncio import Redis
 from aioredismq import (
     CommandRefusedError,
     Connection,
+    QueueDeletedError,
     QueueMismatchError,
     RedisMessageQueue,
     RejectMessage,
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
     from aioredismq._message import Entry
-    from aioredismq._stream import Stream
+    from aioredismq._stream import Generation, Stream
     from aioredismq.testing import RedisServer
 
 GROUP = "billing"
@@ -214,45 +215,6 @@ async def test_a_full_server_can_be_drained_by_who_starts_now(
     assert sorted(handled) == list(range(100))
 
 
-# A group that is gone.
-
-
-async def test_a_group_made_again_begins_where_it_was(
-    stream: Stream, name: str, client: Redis
-) -> None:
-    """Below what it had not settled, as the last look of a consumer has recorded."""
-    await stream.open_group(GROUP, rules={})
-    ids = await fill(client, name, 4)
-    await read(client, name, GROUP)
-    await client.xack(name, GROUP, ids[0])
-    await Member(stream, GROUP, "reader").recover(
-        visibility_timeout=10, take_until=None
-    )
-    await client.xgroup_destroy(name, GROUP)
-
-    await stream.open_group(GROUP, how="again", latest=True, rules={})
-
-    assert await read(client, name, GROUP) == [b"1", b"2", b"3"]
-
-
-async def test_a_stream_made_again_is_read_from_its_beginning(
-    stream: Stream, name: str, client: Redis
-) -> None:
-    """It was lost with its ids; what is produced before the group is there again is new."""
-    await stream.open_group(GROUP, rules={})
-    await client.xadd(name, {"body": "old"}, id="99999999999999-0")
-    await read(client, name, GROUP)
-    await Member(stream, GROUP, "reader").recover(
-        visibility_timeout=10, take_until=None
-    )
-    await client.delete(name)
-    await fill(client, name, 2)
-
-    await stream.open_group(GROUP, how="again", latest=True, rules={})
-
-    assert await read(client, name, GROUP) == [b"0", b"1"]
-
-
 # Deleting on purpose.
 
 
@@ -296,20 +258,29 @@ async def test_destroying_what_is_not_there_says_so(
     assert [group.name for group in await stream.groups()] == ["mail"]
 
 
+async def was_deleted(stream: Stream, known: Generation) -> bool:
+    """Say whether the life of a queue or of a group was ended on purpose."""
+    try:
+        await stream.generation(known, GROUP)
+    except QueueDeletedError:
+        return True
+    return False
+
+
 async def test_a_destroyed_groups_consumers_find_its_tombstone(
     stream: Stream, client: Redis
 ) -> None:
     """For a while; those of another group, or of the group made again, do not."""
     ended = await stream.open_group(GROUP, rules={})
     other = await stream.open_group("mail", rules={})
-    assert not await stream.was_deleted(ended)
+    assert not await was_deleted(stream, ended)
 
     await stream.destroy_group(GROUP)
     again = await stream.open_group(GROUP, rules={})
 
-    assert await stream.was_deleted(ended)
-    assert not await stream.was_deleted(other)
-    assert not await stream.was_deleted(again)
+    assert await was_deleted(stream, ended)
+    assert not await was_deleted(stream, other)
+    assert not await was_deleted(stream, again)
     assert 0 < await client.pttl(stream.keys.gone) <= 600_000
 
 
@@ -389,8 +360,48 @@ async def test_a_deleted_queues_consumers_find_its_tombstone(stream: Stream) -> 
     await stream.delete()
     again = await stream.open_group(GROUP, rules={})
 
-    assert await stream.was_deleted(ended)
-    assert not await stream.was_deleted(again)
+    assert await was_deleted(stream, ended)
+    assert not await was_deleted(stream, again)
+
+
+async def test_what_was_deleted_is_not_made_again_by_who_knew_it(
+    stream: Stream, name: str, client: Redis
+) -> None:
+    """Looking for the tombstone and making the group are one step."""
+    ended = await stream.open_group(GROUP, rules={})
+    await stream.delete()
+
+    with pytest.raises(QueueDeletedError):
+        await stream.open_group(GROUP, how="again", known=ended, rules={})
+
+    assert not await client.exists(name, stream.keys.queue)
+
+
+async def test_a_life_that_was_lost_goes_on_when_it_is_made_again(
+    stream: Stream, client: Redis
+) -> None:
+    """So that a later deletion is meant for whoever has known it, mended by him or by others."""
+    known = await stream.open_group(GROUP, rules={})
+    await client.delete(stream.keys.stream, stream.keys.queue)
+
+    again = await stream.open_group(GROUP, how="again", known=known, rules={})
+
+    assert again == known
+    assert (again.made, await stream.generation(known, GROUP)) == (True, known)
+
+
+async def test_a_life_that_others_began_meanwhile_is_told(
+    stream: Stream, client: Redis
+) -> None:
+    """Somebody new was first after a loss; without anything there, the known one stands."""
+    known = await stream.open_group(GROUP, rules={})
+    await client.delete(stream.keys.stream, stream.keys.queue)
+    assert await stream.generation(known, GROUP) == known
+
+    new = await stream.open_group(GROUP, rules={})
+
+    assert new != known
+    assert await stream.generation(known, GROUP) == new
 
 
 @pytest.mark.parametrize("what", ["group", "queue"])
@@ -424,7 +435,7 @@ async def test_deleting_works_under_a_full_memory(
         assert await stream.destroy_group(GROUP)
         assert await stream.delete()
 
-        assert await stream.was_deleted(one)
+        assert await was_deleted(stream, one)
         assert not await client.exists(name)
 
 

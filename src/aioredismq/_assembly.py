@@ -10,7 +10,7 @@ from anyio import CancelScope, create_task_group, move_on_after
 
 from ._clock import ServerClock
 from ._dispatcher import Dispatcher
-from ._errors import MessageQueueError, QueueDeletedError
+from ._errors import MessageQueueError
 from ._held import Held
 from ._invoker import Invoker
 from ._lease import Lease
@@ -158,7 +158,7 @@ class Assembly:
             settle=self._settle_recovered,
             mend=self._mend,
         )
-        self._watcher = Watcher(self._refuse_deleted)
+        self._watcher = Watcher(self._follow)
         self._crew = CancelScope()
         self._crew_ended = asyncio.Event()
         self._no_more_comes_back = asyncio.Event()
@@ -353,24 +353,24 @@ class Assembly:
             self._member.group,
             latest=self._config.start == "latest",
             how=how,
+            known=self._generation,
+            consumer=self._member.consumer,
+            held=self.held.ids(in_lane=False),
             rules=self._channel.rules,
         )
 
     async def _mend(self) -> None:
         """Make the group again; raises when it was deleted on purpose."""
-        await self._refuse_deleted()
         self._generation = await self._open_group("again")
-        name = self._stream.keys.name
-        logger.warning("group %s of %s was gone: made again", self._member.group, name)
+        if self._generation.made:
+            name, group = self._stream.keys.name, self._member.group
+            logger.warning("group %s of %s was gone: made again", group, name)
 
-    async def _refuse_deleted(self) -> None:
-        generation = self._generation
-        if generation is not None and await self._stream.was_deleted(generation):
-            msg = (
-                f"queue {self._stream.keys.name!r} or its group {self._member.group!r} was "
-                "deleted while it was consumed"
-            )
-            raise QueueDeletedError(msg) from None
+    async def _follow(self) -> None:
+        """Know the life the queue is in, which others may have begun; raises when it was ended."""
+        if self._generation is not None:
+            known, group = self._generation, self._member.group
+            self._generation = await self._stream.generation(known, group)
 
 
 def _dispatcher(

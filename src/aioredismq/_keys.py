@@ -22,6 +22,7 @@ _DERIVED = (
     "gone",
     "delayed",
     "delayed-fields",
+    "settled",
 )
 
 
@@ -139,6 +140,10 @@ class QueueKeys:
     def of_lane(self, group: str) -> list[str]:
         """All keys of a group's lane: the lane, its delayed set, its delayed fields."""
         return [self.lane(group), self.due(group), self.later(group)]
+
+    def settled(self, group: str) -> str:
+        """String: what a group has settled since its place was written down, and stays stored."""
+        return f"{self._root}:settled:{group}"
 
     def later(self, group: str) -> str:
         """Hash: the fields of each waiting retry of one group."""

@@ -24,6 +24,11 @@ _PAGE = 500
 _MOST_MOVED = 64
 _MOST_MOVED_BYTES = 1024 * 1024
 
+# Seconds between two looks of a group that find nothing abandoned and have more to look at, however
+# many its consumers are: a million pending entries are looked through in under two minutes, at some
+# 2 % of the server's time.
+_PACE = 0.04
+
 
 @dataclass(frozen=True, slots=True)
 class Move:
@@ -66,7 +71,7 @@ class Recovered:
 
     Attributes:
         entry: Taken over, with its crashes; None when nothing abandoned was found.
-        more: Whether there is more to look at.
+        more: Whether there is more to look at, and nobody else of the group is at it.
     """
 
     entry: Entry | None
@@ -177,7 +182,8 @@ class Member:
             whole: Send the script itself: the server did not know it.
         """
         make = scripts.SETTLE.whole if whole else scripts.SETTLE.by_digest
-        return make([self._source(in_lane=in_lane)], [self.group, *ids])
+        keys = [self._source(in_lane=in_lane), *self._place(in_lane=in_lane)]
+        return make(keys, [self.group, *ids])
 
     async def move(self, moves: Sequence[Move]) -> list[bool]:
         """Take entries off this consumer and store them elsewhere, each atomically.
@@ -189,7 +195,8 @@ class Member:
         keys = self.stream.keys
         answers: dict[int, bool] = {}
         for part in _parts(moves):
-            source = self._source(in_lane=moves[part[0]].entry.in_lane)
+            in_lane = moves[part[0]].entry.in_lane
+            source = self._source(in_lane=in_lane)
             arguments: list[bytes | str | int] = [self.group, self.consumer, keys.bell]
             for at in part:
                 item = moves[at]
@@ -197,7 +204,12 @@ class Member:
                 arguments += (len(item.fields), *item.fields)
             reply = await self.link.run(
                 scripts.MOVE,
-                [source, *keys.of_lane(self.group), keys.dead],
+                [
+                    source,
+                    *keys.of_lane(self.group),
+                    keys.dead,
+                    *self._place(in_lane=in_lane),
+                ],
                 arguments,
             )
             answers.update(
@@ -239,14 +251,14 @@ class Member:
         Args:
             visibility_timeout: Seconds without renewal after which an entry is abandoned; the
                 longest that a live consumer of the group works with counts.
-            take_until: Server time in seconds until which the request may claim; None only looks,
-                which also records where the group stands.
+            take_until: Server time in seconds until which the request may claim; with None it only
+                writes down where the group stands.
             running: A suspect that still runs: its mark is taken back when another is taken over,
                 as nobody could tell which of the two a process has died of.
         """
         entry, crashes, from_lane, more = await self.link.run(
             scripts.RECOVER,
-            [self._key, self._lane, self.stream.keys.queue],
+            [self._key, self._lane, *self._place(in_lane=False)],
             [
                 self.group,
                 self.consumer,
@@ -255,6 +267,7 @@ class Member:
                 0 if take_until is None else int(take_until * 1000),
                 b"" if running is None else running.id,
                 0 if running is None else int(running.in_lane),
+                int(_PACE * 1000),
             ],
             patience=0.0,
         )
@@ -308,6 +321,11 @@ class Member:
 
     def _source(self, *, in_lane: bool) -> str:
         return self._lane if in_lane else self._key
+
+    def _place(self, *, in_lane: bool) -> list[str]:
+        """Where is written down how far the group has come; a lane is read by one group only."""
+        keys = self.stream.keys
+        return [] if in_lane else [keys.queue, keys.settled(self.group)]
 
 
 def _parts(moves: Sequence[Move]) -> list[list[int]]:

@@ -6,7 +6,7 @@ import asyncio
 import logging
 import random
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal, TypeAlias
 
 from anyio import move_on_after
 
@@ -38,9 +38,11 @@ _RETIRE_AFTER = 3600.0
 _TELL_EVERY = 60.0
 # Seconds a request to take over may be on its way; see lua/recover.lua.
 _FRESH = 0.5
-# While there is more to look at: a million pending entries are looked through in under two
-# minutes by one consumer, at a hundredth of the server's time, and faster by several.
+# While there is more to look at, and a little more than the pace of the group (see _member): so
+# one consumer goes on, and the others look again when it is their turn anyway.
 _NEXT_PAGE = 0.05
+
+_Following: TypeAlias = Literal["later", "page", "mend"]
 
 
 class Recoverer:
@@ -107,26 +109,37 @@ class Recoverer:
             ServerError: One that does not pass by itself.
             QueueDeletedError: The queue or group was deleted on purpose.
         """
-        pause = self._pause
+        following: _Following = "later"
         is_gone = False
         while not self._stopped.is_set():
-            with move_on_after(random.uniform(pause * 0.5, pause)):
-                await self._stopped.wait()
+            await self._wait(following)
             if self._stopped.is_set():
                 return
             try:
                 if is_gone:
                     await self._mend()
                     is_gone = False
-                pause = _NEXT_PAGE if await self._look() else self._pause
+                following = "page" if await self._look() else "later"
                 await self._retire()
             except (ConnectionLostError, ServerNotReadyError, ServerFullError) as error:
                 logger.debug("could not look for abandoned messages: %s", error)
-                pause = self._pause
+                following = "later"
             except CommandRefusedError as error:
                 if error.code != "NOGROUP":
                     raise
-                is_gone, pause = True, _NEXT_PAGE
+                is_gone, following = True, "mend"
+
+    async def _wait(self, following: _Following) -> None:
+        """Wait for the next look. A page is worth it only when what it has may be taken over."""
+        due = time.monotonic() + random.uniform(self._pause * 0.5, self._pause)
+        pause = self._pause if following == "later" else _NEXT_PAGE
+        while not self._stopped.is_set() and (left := due - time.monotonic()) > 0:
+            with move_on_after(min(pause, left)):
+                await self._stopped.wait()
+            if following == "mend" or (
+                following == "page" and self._take_until() is not None
+            ):
+                return
 
     async def _retire(self) -> None:
         """Remove names nobody uses any more, now and then."""

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import secrets
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 from . import _scripts as scripts
-from ._errors import QueueMismatchError, ServerError, WrongKeyTypeError
+from ._errors import (
+    QueueDeletedError,
+    QueueMismatchError,
+    ServerError,
+    WrongKeyTypeError,
+)
 from ._message import Entry
 
 if TYPE_CHECKING:
@@ -48,10 +53,19 @@ class GroupInfo:
 
 @dataclass(frozen=True, slots=True)
 class Generation:
-    """Which life of a queue and of a group: what is deleted on purpose is named by it."""
+    """Which life of a queue and of a group: what is deleted on purpose is named by it.
+
+    What is lost and made again goes on with the life it had.
+
+    Attributes:
+        queue: Of the queue.
+        group: Of the group; empty for none.
+        made: Whether the group was made by this call.
+    """
 
     queue: str
     group: str
+    made: bool = field(default=False, compare=False)
 
 
 class Stream:
@@ -74,6 +88,9 @@ class Stream:
         *,
         latest: bool = False,
         how: Literal["new", "again", "first"] = "new",
+        known: Generation | None = None,
+        consumer: str = "",
+        held: Sequence[bytes] = (),
         rules: Mapping[str, str],
     ) -> Generation:
         """Make the stream and a group of it unless they are there.
@@ -82,22 +99,33 @@ class Stream:
             group: None only agrees on the rules.
             latest: A new group sees only what is produced from now on.
             how: `again`: the group was there and is gone, so begin where it was, not where new
-                ones do. `first`: make it only where there is no group at all.
+                ones do: what it has settled does not come again, and what it had pending is
+                pending. `first`: make it only where there is no group at all.
+            known: The life the caller has known it in, which goes on.
+            consumer: Whose is of the pending entries what it holds.
+            held: Ids of entries it holds, delivered from the stream.
             rules: What all users of the queue must agree on.
 
         Raises:
             QueueMismatchError: The queue is in use with another value.
+            QueueDeletedError: The life that was known was ended on purpose.
             ServerError: Redis refuses (the key holds something else, no permission, …).
         """
         flat = [part for pair in rules.items() for part in pair]
+        keys, name = self.keys, group or ""
+        life = known or Generation(secrets.token_hex(8), secrets.token_hex(8))
         reply = await self._run_on_stream(
             scripts.OPEN_GROUP,
-            [self.keys.stream, self.keys.queue],
+            [keys.stream, keys.queue, keys.gone, keys.settled(name)],
             [
-                group or "",
+                name,
                 "$" if latest else "0",
-                secrets.token_hex(8),
+                life.queue,
+                life.group,
                 how,
+                keys.bell,
+                consumer,
+                b" ".join(held),
                 *flat,
             ],
         )
@@ -108,14 +136,33 @@ class Stream:
                 f"asks for {rules[name]!r}: all its users must agree"
             )
             raise QueueMismatchError(msg)
-        return Generation(reply[0].decode(), reply[1].decode())
+        if reply[0] == b"deleted":
+            raise self._deleted(name)
+        return Generation(reply[0].decode(), reply[1].decode(), made=bool(reply[2]))
 
-    async def was_deleted(self, generation: Generation) -> bool:
-        """Say whether the queue or the group was deleted on purpose."""
-        marks = await self.link.call(
-            "HMGET", self.keys.gone, generation.queue, generation.group
+    async def generation(self, known: Generation, group: str) -> Generation:
+        """Say which life the queue and a group are in now; the known one where there is none.
+
+        Raises:
+            QueueDeletedError: One that was known was ended on purpose.
+        """
+        ended, of_queue, of_group = await self._run(
+            scripts.GENERATIONS,
+            [self.keys.queue, self.keys.gone],
+            [known.queue, known.group, group],
         )
-        return any(mark is not None for mark in marks)
+        if ended:
+            raise self._deleted(group)
+        return Generation(
+            of_queue.decode() or known.queue, of_group.decode() or known.group
+        )
+
+    def _deleted(self, group: str) -> QueueDeletedError:
+        msg = (
+            f"queue {self.keys.name!r} or its group {group!r} was deleted while it was "
+            "consumed"
+        )
+        return QueueDeletedError(msg)
 
     async def groups(self) -> list[GroupInfo]:
         """List the groups; none when the stream does not exist. Three round trips a group."""
@@ -162,7 +209,13 @@ class Stream:
         keys = self.keys
         reply = await self._run(
             scripts.DESTROY_GROUP,
-            [keys.stream, keys.queue, keys.gone, *keys.of_lane(group)],
+            [
+                keys.stream,
+                keys.queue,
+                keys.gone,
+                *keys.of_lane(group),
+                keys.settled(group),
+            ],
             [group, keys.bell, _TOMBSTONE_MS],
         )
         await self.sweep()
@@ -172,7 +225,10 @@ class Stream:
         """Take off what every group has settled, in pages; returns how many entries.
 
         Settling does that by itself; what is left is what a group that is gone has held back.
+        Dead letters stay: what is settled of them and still there has failed again.
         """
+        if self.keys.stream == self.keys.dead:
+            return 0
         start, removed = "-", 0
         while start:
             following, count = await self._run(
@@ -192,7 +248,7 @@ class Stream:
             key
             for stream in (self, Stream(self.link, of_dead))
             for name in await stream.known_groups()
-            for key in stream.keys.of_lane(name)
+            for key in (*stream.keys.of_lane(name), stream.keys.settled(name))
         ]
         reply = await self._run(
             scripts.DELETE,

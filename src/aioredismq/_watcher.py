@@ -29,13 +29,14 @@ class Watcher:
     goes on in the next life of a queue that is made again at once, and would never be told.
     """
 
-    def __init__(self, refuse_deleted: Callable[[], Awaitable[None]]) -> None:
+    def __init__(self, follow: Callable[[], Awaitable[None]]) -> None:
         """Nothing is asked before `run()`.
 
         Args:
-            refuse_deleted: Raises when the queue or the group was deleted.
+            follow: Finds out which life the queue and the group are in; raises when the one
+                known was ended.
         """
-        self._refuse_deleted = refuse_deleted
+        self._follow = follow
         self._rung = asyncio.Event()
 
     def ring(self) -> None:
@@ -54,7 +55,7 @@ class Watcher:
                 await self._rung.wait()
             self._rung.clear()
             try:
-                await self._refuse_deleted()
+                await self._follow()
             except (ConnectionLostError, ServerNotReadyError, ServerFullError) as error:
                 logger.debug("could not look for a tombstone: %s", error)
             await asyncio.sleep(_PAUSE)

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import pytest
 from anyio import fail_after
@@ -122,7 +122,44 @@ async def test_a_queue_that_is_made_again_at_once_is_not_touched(
     assert "newer" not in old.bodies
 
 
+async def test_a_queue_deleted_after_a_loss_ends_all_its_consumers(
+    queue: RedisMessageQueue, look: Client
+) -> None:
+    """One of them made it again; whoever did not is told all the same."""
+    handled = Handled()
+    async with RedisMessageQueue(queue.name, queue.channel.connection) as other:
+        consumers = [Consumer(one, handled) for one in (queue, other)]
+        for consumer in consumers:
+            await consumer.start()
+        await queue.produce(0)
+        await handled.until(1)
+        await flush(look)
+
+        async def is_there_again() -> bool:
+            return bool(await group_names(look, queue.name))
+
+        await eventually(is_there_again, limit=NOTICED)
+        await queue.produce_many([1, 2])
+        await handled.until(3)
+
+        await queue.delete()
+
+        # 6.2 tells neither when its read ends: they look at the bell, and at a slow pulse.
+        for consumer in consumers:
+            with fail_after(NOTICED + 5), pytest.raises(QueueDeletedError):
+                await consumer.wait()
+    assert not await look.exists(queue.name)
+
+
 # By accident.
+
+
+async def flush(look: Client) -> None:
+    """Remove everything there is."""
+    if isinstance(look, RedisCluster):
+        await look.flushall(target_nodes=RedisCluster.PRIMARIES)
+    else:
+        await look.flushall()
 
 
 @pytest.mark.parametrize("how", ["stream", "group", "everything"])
@@ -139,10 +176,8 @@ async def test_what_was_removed_by_hand_is_made_again(
             await look.delete(queue.name)
         elif how == "group":
             await look.xgroup_destroy(queue.name, f"{queue.name}_group")
-        elif isinstance(look, RedisCluster):
-            await look.flushall(target_nodes=RedisCluster.PRIMARIES)
         else:
-            await look.flushall()
+            await flush(look)
 
         async def is_there_again() -> bool:
             return bool(await group_names(look, queue.name))
@@ -154,6 +189,54 @@ async def test_what_was_removed_by_hand_is_made_again(
 
     assert handled.bodies == [1, 2]
     assert await left(look, queue.name) == NOTHING
+
+
+@pytest.mark.parametrize("start", ["earliest", "latest"])
+async def test_a_group_removed_by_hand_repeats_nothing_another_still_needs(
+    queue: RedisMessageQueue, look: Client, start: Literal["earliest", "latest"]
+) -> None:
+    """What it has settled is still stored, for a group that is behind; what runs goes on."""
+    handled = Handled()
+    config = ConsumerConfig(group="billing", start=start, concurrency=4)
+    await queue.produce("before")
+    await look.xgroup_create(queue.name, "slow", "0")
+    async with Consumer(queue, handled, config):
+        await queue.produce_many(range(500))
+        await eventually(lambda: set(range(500)) <= set(handled.bodies))
+        handled.gate = asyncio.Event()
+        await queue.produce_many(range(500, 503))
+        await eventually(lambda: handled.running == 3)
+
+        await look.xgroup_destroy(queue.name, "billing")
+        await queue.produce_many(range(503, 510))
+        handled.gate.set()
+        await eventually(lambda: 509 in handled.bodies, limit=NOTICED)
+
+        async def is_quiet() -> bool:
+            return not (await look.xpending(queue.name, "billing"))["pending"]
+
+        await eventually(is_quiet, limit=NOTICED)
+
+    before = ["before"] if start == "earliest" else []
+    assert sorted(handled.bodies, key=str) == sorted([*before, *range(510)], key=str)
+    assert await look.xlen(queue.name) == 511
+
+
+async def test_a_latest_group_removed_at_once_misses_nothing(
+    queue: RedisMessageQueue, look: Client
+) -> None:
+    """It begins again where it began, although nothing was settled and nobody has looked."""
+    handled = Handled(takes=0.3)
+    config = ConsumerConfig(group="news", start="latest", concurrency=2)
+    await queue.produce("before")
+    async with Consumer(queue, handled, config):
+        await queue.produce_many(range(10))
+        await handled.until(1)
+
+        await look.xgroup_destroy(queue.name, "news")
+
+        await eventually(lambda: set(range(10)) <= set(handled.bodies), NOTICED + 2)
+    assert "before" not in handled.bodies
 
 
 async def test_a_group_removed_by_hand_misses_nothing_that_is_stored(

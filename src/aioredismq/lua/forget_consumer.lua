@@ -1,13 +1,20 @@
 -- forget_consumer: remove a consumer's name from a group and its lane, if it holds nothing in either.
 -- XGROUP DELCONSUMER destroys what is pending under the name: looking and removing are one step.
+-- Nobody's name, under which a group that was made again keeps what was pending, goes with it.
+-- with: adopt
 -- KEYS[1] stream   KEYS[2] lane   ARGV[1] group   ARGV[2] consumer
 -- Returns 1 when the name is gone, 0 when it still holds something.
+local function holds_any(key, name)
+  local pending = redis.pcall('XPENDING', key, ARGV[1], '-', '+', 1, name)
+  return not pending.err and #pending > 0
+end
+
 for _, key in ipairs(KEYS) do
-  local pending = redis.pcall('XPENDING', key, ARGV[1], '-', '+', 1, ARGV[2])
-  if not pending.err and #pending > 0 then return 0 end
+  if holds_any(key, ARGV[2]) then return 0 end
 end
 for _, key in ipairs(KEYS) do
   redis.pcall('XACK', key, ARGV[1], '0-0')  -- 6.2 refuses XGROUP as a first write to a full memory
   redis.pcall('XGROUP', 'DELCONSUMER', key, ARGV[1], ARGV[2])
 end
+if not holds_any(KEYS[1], NOBODY) then redis.pcall('XGROUP', 'DELCONSUMER', KEYS[1], ARGV[1], NOBODY) end
 return 1

@@ -3,15 +3,17 @@
 -- Owner-checked: an entry this consumer does not hold any more is left alone.
 -- The first write is XACK, so that it also works under a full memory.
 -- with: settled
+-- with: place
 -- with: remove
 -- KEYS[1] source (stream or lane)   KEYS[2] lane   KEYS[3] delayed set   KEYS[4] delayed fields
--- KEYS[5] dead letters
+-- KEYS[5] dead letters; from the stream also: KEYS[6] what all users agree on (hash)
+-- KEYS[7] what the group has settled since its place was written down
 -- ARGV[1] group   ARGV[2] consumer   ARGV[3] bell channel
 -- ARGV[4..] for each entry: its id, where (`lane`, `later`, `dead`; `keep` acknowledges it and leaves
 -- it in its stream), delay (ms, for `later`), how many field elements, then name, value, name, value, …
 -- Returns for each entry 1, or 0 when it is not held (any more: the stream or group may be gone); or
 -- the error of the first that could not be stored: it and those behind it are held as before.
-local answers, taken = {}, {}
+local answers, taken, kept = {}, {}, {}
 local ring, failure = false, nil
 local now
 
@@ -66,11 +68,12 @@ while at <= last and not failure do
       redis.call('XCLAIM', KEYS[1], ARGV[1], ARGV[2], 0, id, 'IDLE', pending[1][3],
         'RETRYCOUNT', pending[1][4], 'FORCE', 'JUSTID')
     else
-      if where ~= 'keep' then taken[#taken + 1] = id end
+      local settled = where == 'keep' and kept or taken
+      settled[#settled + 1] = id
       answers[#answers + 1] = 1
     end
   end
 end
-if #taken > 0 then remove(KEYS[1], ARGV[1], taken) end
+if #taken + #kept > 0 then remove(KEYS[1], KEYS[6], KEYS[7], ARGV[1], taken, kept) end
 if ring then redis.pcall('PUBLISH', ARGV[3], '') end
 return failure or answers

@@ -1,64 +1,116 @@
 -- open_group: make the stream and a group of it, unless they are there, and agree on the queue's rules.
--- KEYS[1] stream   KEYS[2] what all users agree on (hash)
+-- A group that is gone is made again where it was: what it has settled does not come again, and what
+-- it had pending is pending, under the name of who makes it as far as he holds it, else under nobody's.
+-- with: settled
+-- with: place
+-- with: adopt
+-- KEYS[1] stream   KEYS[2] what all users agree on (hash)   KEYS[3] tombstones (hash)
+-- KEYS[4] what the group has settled since its place was written down
 -- ARGV[1] group, or '' for none   ARGV[2] where a new group starts (`0` or `$`)
--- ARGV[3] a new generation's name
--- ARGV[4] `new`; `again`: the group was there and is gone, so begin at its floor; `first`: make it only
+-- ARGV[3], ARGV[4] the generations of queue and group, for as long as they have none
+-- ARGV[5] `new`; `again`: the group was there and is gone, so begin where it was; `first`: make it only
 -- where there is no group at all
--- ARGV[5..] rules: name, value, name, value, …
--- Returns {generation of the queue, generation of the group}, or {'mismatch', name, value in force}.
-for i = 5, #ARGV, 2 do
+-- ARGV[6] bell channel   ARGV[7] consumer   ARGV[8] ids it holds, with blanks between
+-- ARGV[9..] rules: name, value, name, value, …
+-- Returns {generation of the queue, generation of the group, 1 when the group was made, else 0},
+-- {'mismatch', name, value in force}, or {'deleted'}: a generation was ended on purpose.
+for i = 9, #ARGV, 2 do
   local value = redis.call('HGET', KEYS[2], ARGV[i])
   if value and value ~= ARGV[i + 1] then return {'mismatch', ARGV[i], value} end
 end
-local function parts(id)
-  local ms, seq = string.match(id, '^(%d+)-(%d+)$')
-  return tonumber(ms), tonumber(seq)
+local marks = redis.call('HMGET', KEYS[3], ARGV[3], ARGV[4])
+if marks[1] or marks[2] then return {'deleted'} end
+
+local stream, agreed, noted, group = KEYS[1], KEYS[2], KEYS[4], ARGV[1]
+local held = {}
+for id in string.gmatch(ARGV[8], '%S+') do held[#held + 1] = id end
+
+local function is_later(id, other)
+  local ms, seq = parts(id)
+  local other_ms, other_seq = parts(other)
+  return other_ms < ms or (other_ms == ms and other_seq < seq)
 end
 
--- At the floor, unless the stream has gone back behind it (a failover, a restored copy): then all of it
--- is to be seen. What is settled was deleted, so that repeats little.
-local function again(stream, group)
-  local floor = redis.call('HGET', KEYS[2], 'floor:' .. group)
-  if redis.call('EXISTS', stream) == 0 then return '0' end
-  if not floor then return ARGV[2] end
-  local info, last = redis.call('XINFO', 'STREAM', stream), '0-0'
-  for i = 1, #info, 2 do
-    if info[i] == 'last-generated-id' then last = info[i + 1] end
+-- Where the group begins again, and what of the stream before that is pending.
+local function place()
+  if redis.call('EXISTS', stream) == 0 then return '0', {}, {} end
+  local packed = redis.call('HGET', agreed, 'place:' .. group)
+  if not packed then
+    -- All was lost, not the place alone: what is in the stream has been produced since.
+    local is_new = not redis.call('HGET', agreed, 'group:' .. group)
+    return is_new and '0' or ARGV[2], {}, {}
   end
-  local ms, seq = parts(floor)
-  local last_ms, last_seq = parts(last)
-  if last_ms < ms or (last_ms == ms and last_seq < seq) then return '0' end
-  return floor
+  local start, is_whole, ids, marks = unpack(cmsgpack.unpack(packed))
+  local furthest, settled = start, {}
+  for id, mark in string.gmatch(redis.call('GET', noted) or '', '(%S-)(!?) ') do
+    settled[id] = mark
+    if is_later(id, furthest) then furthest = id end
+  end
+  for _, id in ipairs(held) do
+    if is_later(id, furthest) then furthest = id end
+  end
+  local info = redis.call('XINFO', 'STREAM', stream)
+  -- The stream has gone back (a failover, a restored copy): all of it is to be seen, unless nothing
+  -- may be seen again.
+  if is_later(furthest, field(info, 'last-generated-id')) then return ARGV[2], {}, {} end
+
+  local pending, counts = {}, {}
+  for i = 1, #marks, 2 do counts[marks[i]] = marks[i + 1] end
+  local function note_pending(id)
+    if not settled[id] then pending[#pending + 1] = {id, counts[id] or 1} end
+  end
+  for _, id in ipairs(ids) do
+    if #redis.call('XRANGE', stream, id, id) > 0 then note_pending(id) end
+  end
+  if is_whole then
+    -- What is left there was delivered, as something behind it was, and is not settled.
+    local from = start
+    while from do
+      local page = redis.call('XRANGE', stream, '(' .. from, furthest, 'COUNT', 200)
+      for _, entry in ipairs(page) do note_pending(entry[1]) end
+      from = #page == 200 and page[#page][1]
+    end
+    start = furthest
+  end
+  return start, pending, settled
 end
 
-redis.call('XLEN', KEYS[1])  -- refuses a key that is no stream before anything is written
+redis.call('XLEN', stream)  -- refuses a key that is no stream before anything is written
 -- XACK passes under a full memory, and what follows a first write does: the consumers that would make
 -- room must be able to start.
-redis.pcall('XACK', KEYS[1], ARGV[1], '0-0')
-local made, wanted = false, ARGV[1] ~= ''
-if ARGV[4] == 'first' and redis.call('EXISTS', KEYS[1]) == 1 then
-  wanted = #redis.call('XINFO', 'GROUPS', KEYS[1]) == 0
+redis.pcall('XACK', stream, group, '0-0')
+local made, wanted = 0, group ~= ''
+if ARGV[5] == 'first' and redis.call('EXISTS', stream) == 1 then
+  wanted = #redis.call('XINFO', 'GROUPS', stream) == 0
 end
 if wanted then
-  local start = ARGV[2]
-  if ARGV[4] == 'again' then start = again(KEYS[1], ARGV[1]) end
-  local reply = redis.pcall('XGROUP', 'CREATE', KEYS[1], ARGV[1], start, 'MKSTREAM')
+  local start, pending, settled = ARGV[2], {}, {}
+  if ARGV[5] == 'again' then start, pending, settled = place() end
+  local reply = redis.pcall('XGROUP', 'CREATE', stream, group, start, 'MKSTREAM')
   if not reply.err then
-    made = true
+    made = 1
+    for _, item in ipairs(pending) do
+      redis.call('XCLAIM', stream, group, NOBODY, 0, item[1], 'RETRYCOUNT', item[2], 'FORCE', 'JUSTID')
+    end
+    -- What was settled while the group was gone, and no other group needs.
+    local others = other_groups(stream, group)
+    for id, mark in pairs(settled) do
+      if mark == '' and #settled_by(stream, others, {id}) > 0 then redis.call('XDEL', stream, id) end
+    end
   elseif not string.find(reply.err, 'BUSYGROUP', 1, true) then
     return reply
   end
+  for _, id in ipairs(held) do adopt(stream, group, ARGV[7], id) end
 end
-for i = 5, #ARGV, 2 do redis.call('HSETNX', KEYS[2], ARGV[i], ARGV[i + 1]) end
-redis.call('HSETNX', KEYS[2], 'generation', ARGV[3])
-local group = ''
+for i = 9, #ARGV, 2 do redis.call('HSETNX', agreed, ARGV[i], ARGV[i + 1]) end
+redis.call('HSETNX', agreed, 'generation', ARGV[3])
+local generation = ''
 if wanted then
-  local name = 'group:' .. ARGV[1]
-  if made then
-    redis.call('HSET', KEYS[2], name, ARGV[3])
-  else
-    redis.call('HSETNX', KEYS[2], name, ARGV[3])
+  redis.call('HSETNX', agreed, 'group:' .. group, ARGV[4])
+  generation = redis.call('HGET', agreed, 'group:' .. group)
+  if made == 1 or not redis.call('HGET', agreed, 'place:' .. group) then
+    write_place(stream, agreed, noted, group)
   end
-  group = redis.call('HGET', KEYS[2], name)
+  if made == 1 and ARGV[5] == 'again' then redis.pcall('PUBLISH', ARGV[6], '') end
 end
-return {redis.call('HGET', KEYS[2], 'generation'), group}
+return {redis.call('HGET', agreed, 'generation'), generation, made}

@@ -1,35 +1,60 @@
 -- recover: take over one entry whose consumer stopped renewing its lease, marked as a suspect: the
 -- message its process may have died of. Looks at one bounded page a call, from where the last call of
--- any consumer ended, so that a million pending entries never hold the server.
+-- any consumer ended, and refuses to be asked too often, so that a million pending entries never hold
+-- the server. Where the group stands is written down on the way.
 -- The mark is the delivery count: it is set without a delivery, passes under a full memory, and goes
 -- with XACK. 1000 + crashes: marked; abandoned again, it is charged one crash. 500 + crashes: it was
 -- marked and still runs, but another suspect has started since, so nobody could say which one killed.
--- with: floor
+-- with: settled
+-- with: place
 -- KEYS[1] stream   KEYS[2] lane   KEYS[3] what all users agree on (hash)
+-- KEYS[4] what the group has settled since its place was written down
 -- ARGV[1] group   ARGV[2] consumer   ARGV[3] own visibility timeout (ms)   ARGV[4] entries a page
--- ARGV[5] server time (ms) until which one may be taken over; 0: only look. A request that was held up
+-- ARGV[5] server time (ms) until which one may be taken over; 0: none may. A request that was held up
 -- (a paused server, a silent line) comes when every lease looks abandoned, and must not claim.
 -- ARGV[6] id of a suspect of ours that still runs, or ''   ARGV[7] 1: it is from the lane, 0: not
--- Returns {entry or false, its crashes, 1 when from the lane, 1 when there is more to look at}.
+-- ARGV[8] ms between two looks of the group that find nothing and have more to look at
+-- Returns {entry or false, its crashes, 1 when from the lane, 1 when there is more to look at and it is
+-- this consumer that looks}.
 local MARK, UNSURE = 1000, 500
 local page_size = tonumber(ARGV[4])
 
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
+local may_take = now <= tonumber(ARGV[5])
+local said_name, looked_name = 'visibility:' .. ARGV[1], 'looked:' .. ARGV[1]
+local cursor_names = {'cursor:' .. ARGV[1], 'lane-cursor:' .. ARGV[1]}
+local known = redis.call(
+  'HMGET', KEYS[3], said_name, looked_name, cursor_names[1], cursor_names[2])
+local said, starts = known[1], {known[3] or '-', known[4] or '-'}
+local to_remember = {}
 
 -- The longest visibility timeout any live consumer of the group works with: each says its own at
 -- each look, and one that is not said again runs out.
-local name = 'visibility:' .. ARGV[1]
 local own = tonumber(ARGV[3])
 local idle = own
-local said = redis.call('HGET', KEYS[3], name)
 local longest, when
 if said then
   longest, when = string.match(said, '^(%d+) (%d+)$')
   longest, when = tonumber(longest), tonumber(when)
 end
-local stands = longest and longest > own and now - when < 2 * longest + 60000
-if stands then idle = longest end
+if longest and longest > own and now - when < 2 * longest + 60000 then
+  idle = longest
+else
+  to_remember = {said_name, string.format('%.0f %.0f', own, now)}
+end
+
+-- Small things to remember, which a full memory may refuse.
+local function remember()
+  if #to_remember > 0 then redis.pcall('HSET', KEYS[3], unpack(to_remember)) end
+end
+
+-- Somebody of the group has just looked, and goes on.
+local since = now - (tonumber(known[2] or '') or 0)
+if may_take and since >= 0 and since < tonumber(ARGV[8]) then
+  remember()
+  return {false, 0, 0, 0}
+end
 
 -- Only what came back carries crashes, in digits: anybody may write anything into a stream.
 local function crashes_of(fields, in_lane)
@@ -41,14 +66,10 @@ local function crashes_of(fields, in_lane)
   return 0
 end
 
-local may_take = now <= tonumber(ARGV[5])
 local taken, crashes, from_lane, more = false, 0, 0, 0
-local cursors = {}
 for at = 1, 2 do
-  if taken then break end
-  local key = KEYS[at]
-  local cursor_name = (at == 1 and 'cursor:' or 'lane-cursor:') .. ARGV[1]
-  local start = redis.call('HGET', KEYS[3], cursor_name) or '-'
+  if taken or not may_take then break end
+  local key, start = KEYS[at], starts[at]
   local page = redis.pcall('XPENDING', key, ARGV[1], start, '+', page_size)
   if page.err then
     if at == 1 then return page end
@@ -57,8 +78,8 @@ for at = 1, 2 do
   local following = '-'
   if #page == page_size then following = '(' .. page[#page][1]; more = 1 end
   for _, pending in ipairs(page) do
-    local id, owner, since, count = pending[1], pending[2], pending[3], pending[4]
-    if owner ~= ARGV[2] and since >= idle and may_take then
+    local id, owner, unrenewed, count = pending[1], pending[2], pending[3], pending[4]
+    if owner ~= ARGV[2] and unrenewed >= idle then
       local entry = redis.call('XRANGE', key, id, id)[1]
       if not entry then
         redis.call('XACK', key, ARGV[1], id)
@@ -75,7 +96,10 @@ for at = 1, 2 do
       end
     end
   end
-  if following ~= start then cursors[#cursors + 1] = {cursor_name, following} end
+  if following ~= start then
+    to_remember[#to_remember + 1] = cursor_names[at]
+    to_remember[#to_remember + 1] = following
+  end
 end
 
 if taken and ARGV[6] ~= '' then
@@ -87,10 +111,14 @@ if taken and ARGV[6] ~= '' then
   end
 end
 
--- Small things to remember, which a full memory may refuse.
-for _, cursor in ipairs(cursors) do redis.pcall('HSET', KEYS[3], cursor[1], cursor[2]) end
-if not stands then
-  redis.pcall('HSET', KEYS[3], name, string.format('%.0f %.0f', own, now))
+if more == 1 and not taken then
+  to_remember[#to_remember + 1] = looked_name
+  to_remember[#to_remember + 1] = string.format('%.0f', now)
 end
-redis.pcall('HSET', KEYS[3], 'floor:' .. ARGV[1], floor(KEYS[1], ARGV[1]))
+remember()
+-- Once a round, which a long list takes a while for.
+if not may_take or starts[1] == '-' then
+  local failure = write_place(KEYS[1], KEYS[3], KEYS[4], ARGV[1])
+  if failure then return failure end
+end
 return {taken, crashes, from_lane, more}

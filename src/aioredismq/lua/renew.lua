@@ -1,5 +1,7 @@
 -- renew: renew the leases of what a consumer holds: as if it had just been delivered, without raising
 -- delivery counts. Owner-checked: what somebody else has claimed meanwhile is theirs.
+-- What was pending under nobody's name since the group was made again is taken on.
+-- with: adopt
 -- KEYS[1] stream or lane   ARGV[1] group   ARGV[2] consumer   ARGV[3..] ids, ascending
 -- Returns the ids that are not held any more.
 local held = {}
@@ -23,6 +25,8 @@ if #mine > 0 then
 end
 local lost = {}
 for i = 3, #ARGV do
-  if held[ARGV[i]] then lost[#lost + 1] = ARGV[i] end
+  if held[ARGV[i]] and not adopt(KEYS[1], ARGV[1], ARGV[2], ARGV[i]) then
+    lost[#lost + 1] = ARGV[i]
+  end
 end
 return lost

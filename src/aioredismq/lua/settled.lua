@@ -1,4 +1,5 @@
--- settled: which entries no group needs any more: each has been delivered past them and holds none.
+-- settled: which entries no group needs any more: each has been delivered past them and holds none; and
+-- which some group needs.
 local function field(info, name)
   for i = 1, #info, 2 do
     if info[i] == name then return info[i + 1] end
@@ -10,22 +11,22 @@ local function parts(id)
   return tonumber(ms), tonumber(seq)
 end
 
--- Names and last delivered ids of all groups but one.
+-- Names and last delivered ids of all groups but one, and of that one the last delivered id.
 local function other_groups(stream, but)
-  local others, found = {}, false
+  local others, last = {}, nil
   for _, info in ipairs(redis.call('XINFO', 'GROUPS', stream)) do
     local name = field(info, 'name')
     if name == but then
-      found = true
+      last = field(info, 'last-delivered-id')
     else
       others[#others + 1] = {name, parts(field(info, 'last-delivered-id'))}
     end
   end
-  return others, found
+  return others, last
 end
 
 local function settled_by(stream, groups, ids)
-  local settled = {}
+  local settled, rest = {}, {}
   for _, id in ipairs(ids) do
     local ms, seq = parts(id)
     local needed = false
@@ -36,7 +37,8 @@ local function settled_by(stream, groups, ids)
         break
       end
     end
-    if not needed then settled[#settled + 1] = id end
+    local where = needed and rest or settled
+    where[#where + 1] = id
   end
-  return settled
+  return settled, rest
 end
