@@ -34,9 +34,16 @@ if TYPE_CHECKING:
     from ._keys import QueueKeys
     from ._link import Link
 
-# How long the server remembers a batch after the producer's last one: how late `retry()` may be.
+# How long the server remembers a batch after the producer's last one, at least. An original whose
+# line was given up may still arrive: a closed socket goes on sending what it holds for some
+# minutes (Linux `tcp_orphan_retries`), and what is between may hold it, too.
 _MEMORY = 600.0
-_MEMORY_MS = int(_MEMORY * 1000)
+# With a long `produce_timeout` so many times that. `retry()` may begin within the first half of it,
+# and go on for `produce_timeout`: what is in doubt is sent again within three quarters of it. The
+# rest is for renewals, which are late by up to `_RENEW`.
+_MEMORY_IN_TIMEOUTS = 4
+_MAY_BE_RETRIED = 1 / 2
+_MAY_BE_SENT_AGAIN = 3 / 4
 # Renewed at most once in this time, which is one server call less for the others.
 _RENEW = 60.0
 # The server is told of progress in steps of so many batches: one call less for all but one.
@@ -84,6 +91,9 @@ class Batcher:
         self._probe: Batch | None = None
         self._asking: asyncio.TimerHandle | None = None
         self._following = pauses(_LONGEST_PAUSE)
+        self._memory = max(_MEMORY, _MEMORY_IN_TIMEOUTS * config.produce_timeout)
+        self._memory_ms = int(self._memory * 1000)
+        self._is_lost_under_way = False
         self._refusal: ServerError | None = None
         link.on_up(self._ask)
 
@@ -177,9 +187,19 @@ class Batcher:
                 timer.cancel()
 
     def _forget_memory(self) -> None:
-        """Leave nothing behind: what is answered is not sent again, and so need not be known."""
-        if self._link.is_up and not self._uncertain:
-            self._link.submit(pack(b"DEL", self._keys[1]), lambda _: None)
+        """Leave nothing behind that is not needed any more.
+
+        What was answered on the line it was sent on need not be known. Where a line was lost, what
+        was sent on it may still arrive, and is to be known then.
+        """
+        if not self._link.is_up:
+            return  # it ends by itself
+        memory = self._keys[1]
+        if self._is_lost_under_way or self._uncertain:
+            command = pack(b"PEXPIRE", memory, int(_MEMORY * 1000))
+        else:
+            command = pack(b"DEL", memory)
+        self._link.submit(command, lambda _: None)
 
     async def _wait_for_room(self, count: int, size: int) -> None:
         self._refuse_if_closed()
@@ -226,7 +246,7 @@ class Batcher:
             [
                 batch.number,
                 self._low(),
-                _MEMORY_MS,
+                self._memory_ms,
                 self._renews(),
                 self._bell,
                 *batch.arguments,
@@ -245,7 +265,8 @@ class Batcher:
             now = self._loop.time()
             for number, batch in self._uncertain.items():
                 # An error that is kept for ever must not make the server remember for ever.
-                if number in self._unresolved or not _is_forgotten(batch, now):
+                is_over = self._is_too_old(batch, now, _MAY_BE_RETRIED)
+                if number in self._unresolved or not is_over:
                     low = min(low, number)
         return low - low % _STEP
 
@@ -267,6 +288,7 @@ class Batcher:
             self._asking = None
         if not self._link.is_up:
             return  # asked when it is
+        self._give_up_forgotten()
         waiting = [each for each in self._unresolved.values() if not each.under_way]
         if not waiting:
             self._go_on()  # whatever is sent next will ask
@@ -288,6 +310,7 @@ class Batcher:
         """Send everything that has waited for the probe, in order."""
         self._probe = self._refusal = None
         self._is_held = False
+        self._give_up_forgotten()
         for batch in sorted(self._unresolved.values(), key=_number):
             if not batch.under_way:
                 self._send(batch)
@@ -306,7 +329,8 @@ class Batcher:
         self._renewed = -_RENEW  # the renewal may have gone with it
         match reply:
             case ConnectionLostError() | UnsupportedServerError():
-                batch.in_doubt = True  # sent again when the link is up
+                batch.in_doubt = self._is_lost_under_way = True
+                # and sent again when the link is up
             case ServerNotReadyError():
                 self._hold(batch, reply)
             case ServerError(code="NOSCRIPT") if batch.number in self._unresolved:
@@ -329,6 +353,10 @@ class Batcher:
             batch.whole.set_result(ids)
 
     def _reject(self, batch: Batch, error: ServerError) -> None:
+        if batch.in_doubt:
+            # Refused this time; but what was sent on a lost line may still arrive and be stored.
+            self._leave_in_doubt(batch, error)
+            return
         if not self._settle(batch):
             return
         for future in batch.waiters:
@@ -369,27 +397,56 @@ class Batcher:
             reason = batch.refusal or self._link.failure or self._refusal
             self._reject(batch, reason or ConnectionLostError("Redis did not answer"))
             return
-        self._settle(batch)
+        self._leave_in_doubt(batch)
+
+    def _is_too_old(self, batch: Batch, now: float, part: float) -> bool:
+        """Say whether it was first sent longer ago than this part of the server's memory."""
+        first = batch.first_sent
+        return first is not None and now - first > part * self._memory
+
+    def _give_up_forgotten(self) -> None:
+        """Send nothing again that the server may have forgotten, as after a long sleep."""
+        now = self._loop.time()
+        for batch in list(self._unresolved.values()):
+            if (
+                batch.in_doubt
+                and not batch.under_way
+                and self._is_too_old(batch, now, _MAY_BE_SENT_AGAIN)
+            ):
+                self._give_up(batch)
+
+    def _leave_in_doubt(self, batch: Batch, cause: BaseException | None = None) -> None:
+        if not self._settle(batch):
+            return
         batch.is_uncertain = self._has_uncertain = True
         self._uncertain[batch.number] = batch
         for at, future in enumerate(batch.waiters):
             if not future.done():
-                future.set_exception(self._doubt(batch, at))
+                future.set_exception(self._doubt(batch, at, cause))
         if batch.whole is not None and not batch.whole.done():
-            batch.whole.set_exception(self._doubt(batch, 0))
+            batch.whole.set_exception(self._doubt(batch, 0, cause))
 
-    def _doubt(self, batch: Batch, at: int) -> PublishUncertainError:
+    def _doubt(
+        self, batch: Batch, at: int, cause: BaseException | None
+    ) -> PublishUncertainError:
         async def again() -> str:
             try:
                 return (await self._retry(batch))[at]
-            except PublishUncertainError:
-                raise self._doubt(batch, at) from None
+            except PublishUncertainError as error:
+                raise self._doubt(batch, at, error.__cause__) from error.__cause__
 
-        return PublishUncertainError(
-            f"no answer within {self._config.produce_timeout:g} s: the message may or may "
-            "not be stored; `await error.retry()` finds out without storing it twice",
+        why = (
+            f"no answer within {self._config.produce_timeout:g} s"
+            if cause is None
+            else f"the line was lost, then it was refused ({cause})"
+        )
+        doubt = PublishUncertainError(
+            f"{why}: the message may or may not be stored; `await error.retry()` finds out "
+            "without storing it twice",
             again,
         )
+        doubt.__cause__ = cause
+        return doubt
 
     async def _retry(self, batch: Batch) -> list[str]:
         """Send a batch that was given up again, once for all who ask."""
@@ -398,7 +455,7 @@ class Batcher:
         if batch.number not in self._unresolved:
             self._refuse_if_closed()
             now = self._loop.time()
-            if _is_forgotten(batch, now):
+            if self._is_too_old(batch, now, _MAY_BE_RETRIED):
                 msg = "too late to retry: the server may have forgotten this message"
                 raise MessageQueueError(msg)
             batch.waiters = []
@@ -419,11 +476,6 @@ class Batcher:
 
 def _number(batch: Batch) -> int:
     return batch.number
-
-
-def _is_forgotten(batch: Batch, now: float) -> bool:
-    """Say whether it was sent so long ago that the server may not know its number any more."""
-    return batch.first_sent is not None and now - batch.first_sent > _MEMORY / 2
 
 
 def _hear_of_errors(done: asyncio.Future[list[str]]) -> None:

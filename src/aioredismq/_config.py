@@ -79,13 +79,18 @@ class QueueConfig:
             check_group(group)
 
 
+# What was sent is remembered by the server for some times as long.
+_LONGEST_TO_PRODUCE = 86_400
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ProducerConfig:
     """How messages are gathered and sent."""
 
     produce_timeout: float = 10.0
     """Seconds `produce` waits for the server's answer, an outage included, before it raises.
-    Long enough for a failover, short enough for a request handler to answer its caller."""
+    Long enough for a failover, short enough for a request handler to answer its caller. At most
+    a day: the server remembers what was sent for four times as long, and ten minutes at least."""
     max_batch: int = 64
     """Messages in one write at most. Larger batches are slower: the next one could not be on
     its way while this one's answer comes back."""
@@ -101,6 +106,12 @@ class ProducerConfig:
     def __post_init__(self) -> None:
         """Check every field."""
         _above_zero(self, "produce_timeout")
+        if self.produce_timeout > _LONGEST_TO_PRODUCE:
+            msg = (
+                f"produce_timeout must be at most a day ({_LONGEST_TO_PRODUCE} seconds), got "
+                f"{self.produce_timeout!r}"
+            )
+            raise ConfigurationError(msg)
         _at_least(self, "max_batch", 1, kind=int)
         if self.max_batch > MOST_IN_ONE_SCRIPT:
             msg = f"max_batch must be at most {MOST_IN_ONE_SCRIPT}, got {self.max_batch!r}"

@@ -9,7 +9,7 @@
     ├── WrongLoopError                used on a second event loop, or after a fork
     ├── EncodeError                   a body or header that cannot be sent
     ├── DecodeError                   a stored entry that is not what the handler asks for
-    ├── PublishUncertainError         no answer in time: stored or not, `retry()` is safe
+    ├── PublishUncertainError         no answer: stored or not, `retry()` is safe
     ├── PublishManyError              `produce_many` stopped in the middle; says what is stored
     ├── BacklogError                  too many sends are waiting and `produce_timeout` has passed
     ├── QueueDeletedError             the queue or group was deleted on purpose
@@ -106,6 +106,9 @@ class BacklogError(MessageQueueError):
 
 class PublishUncertainError(MessageQueueError):
     """No answer came within `produce_timeout`: the message may or may not be in the stream.
+
+    It is in doubt, too, when its line was lost before it was refused (`__cause__` says why): what
+    was sent on that line may still arrive.
 
     `await error.retry()` is safe: it sends the same identity again, and the message is stored
     once, whichever happened the first time. Calling `produce()` again may store it twice.
