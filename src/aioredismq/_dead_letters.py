@@ -206,7 +206,7 @@ class DeadLetters:
         reason: str | None = None,
         all: bool = False,  # noqa: A002 -- the word users know
     ) -> int:
-        """Remove letters for good; returns how many.
+        """Remove letters for good; returns how many, without those of a call whose answer was lost.
 
         Args:
             ids: These letters.

@@ -126,8 +126,7 @@ class Settler:
                 where = "later" if after > 0 else "lane"
                 self._move(Move(entry, where, fields, after))
             case DeadLetter(failure) if self._keeps_failures:
-                where = "dead" if entry.in_lane else "keep"
-                self._move(Move(entry, where, history.still_dead(entry)), failure)
+                self._move(Move(entry, "keep", ()), failure)
             case DeadLetter(failure) if self._failover:
                 tried = failure.reason not in {"crashed", "expired"}
                 fields = history.put_aside(
