@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from typing import TYPE_CHECKING
 
 import pytest
@@ -226,6 +227,35 @@ async def test_a_cancelled_turn_gives_its_room_back() -> None:
     task.cancel()
     await asyncio.gather(task, return_exceptions=True)
 
+    assert not room.is_full(1)
+
+
+async def test_who_is_let_in_has_the_rest_of_the_time() -> None:
+    """Waiting for room and waiting for the answer have one end."""
+    room = backlog(1, timeout=5)
+    room.add(1, 1)
+    loop = asyncio.get_running_loop()
+    task = asyncio.create_task(room.enter(1, 1))
+    started = loop.time()
+    await asyncio.sleep(0.02)
+
+    room.remove(1, 1)
+
+    assert await task == pytest.approx(started + 5, abs=0.01)
+
+
+async def test_who_is_let_in_with_no_time_left_is_refused() -> None:
+    """Nothing was sent, which could not be said a moment later; his room is the next one's."""
+    room = backlog(1, timeout=0.05)
+    room.add(1, 1)
+    task = asyncio.create_task(room.enter(1, 1))
+    await asyncio.sleep(0)
+    time.sleep(0.06)  # noqa: ASYNC251 -- the loop is late, as on a busy machine
+
+    room.remove(1, 1)
+
+    with pytest.raises(BacklogError):
+        await task
     assert not room.is_full(1)
 
 

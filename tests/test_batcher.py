@@ -3,6 +3,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import secrets
+import time
 from contextlib import asynccontextmanager, suppress
 from typing import TYPE_CHECKING
 
@@ -306,6 +307,68 @@ async def test_without_room_for_too_long_a_send_is_refused(
     assert isinstance(ended[4], BacklogError)
     assert str(ended[4]).endswith("for an answer for 0.15 s: Redis is away or slow")
     assert await stored(own_client, name) == sent
+
+
+@pytest.mark.parametrize("way", ["append", "submit_all"])
+async def test_waiting_for_room_and_for_the_answer_take_no_longer_than_a_send_may(
+    own_server: RedisServer, name: str, way: str
+) -> None:
+    """What came to its turn late has the rest of its time, though another timer was armed."""
+
+    async def send_one() -> None:
+        if way == "append":
+            await batcher.append(*plain("late"))
+        else:
+            await (await batcher.submit_all([plain("late")[0]]))
+
+    async with open_batcher(
+        own_server.url, name, max_waiting=2, max_batch=1, produce_timeout=1
+    ) as batcher:
+        own_server.pause()
+        first = send(batcher, "first")
+        await asyncio.sleep(0.5)
+        second = send(batcher, "second")
+        await asyncio.sleep(0)
+        started = time.monotonic()
+        with pytest.raises(PublishUncertainError):
+            await send_one()
+        took = time.monotonic() - started
+
+        await doubts_of(first + second)
+        own_server.resume()
+
+    assert 0.9 < took < 1.25
+
+
+async def test_those_who_waited_share_their_deadlines_with_nobody_else(
+    own_server: RedisServer, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who came at once has all of his time; those who waited about as long go together."""
+    async with open_batcher(own_server.url, name) as batcher:
+        now = batcher._loop.time()
+        deadlines = [now + 1, now + 1.4, now + 5, now + 5.2]
+
+        async def let_in(count: int, size: int) -> float:
+            batcher._backlog.add(count, size)
+            return deadlines.pop(0)
+
+        monkeypatch.setattr(batcher._backlog, "is_full", lambda size: size == 2)
+        monkeypatch.setattr(batcher, "_wait_for_room", let_in)
+        own_server.pause()
+        tasks = send(batcher, "x", "l1", "l2", "l3", "y", "z", "l4")
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        ends = [
+            (batch.count, round(batch.deadline - now))
+            for batch in batcher._unresolved.values()
+        ]
+        timer = batcher._timer
+        own_server.resume()
+        await asyncio.gather(*tasks)
+
+    assert ends == [(1, 10), (2, 1), (1, 5), (2, 10), (1, 5)]
+    assert timer is not None
+    assert timer.when() - now == pytest.approx(1, abs=0.01)
 
 
 # Ends of tasks.

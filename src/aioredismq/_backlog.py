@@ -42,8 +42,11 @@ class Backlog:
         if self._line:
             self._let_in()
 
-    async def enter(self, count: int, size: int) -> None:
+    async def enter(self, count: int, size: int) -> float:
         """Wait in line until these messages are counted.
+
+        Returns:
+            When `produce_timeout` is over, by the loop's clock: what is left is for the answer.
 
         Raises:
             BacklogError: There was no room for `produce_timeout`.
@@ -51,11 +54,15 @@ class Backlog:
         loop = asyncio.get_running_loop()
         turn: asyncio.Future[None] = loop.create_future()
         self._line[turn] = count, size
-        timer = loop.call_later(self._config.produce_timeout, self._refuse, turn)
+        deadline = loop.time() + self._config.produce_timeout
+        timer = loop.call_at(deadline, self._refuse, turn)
         is_leaving = True
         try:
             await turn
+            if loop.time() >= deadline:
+                raise self._error()  # let in at the last moment: nothing was sent, so say that
             is_leaving = False
+            return deadline
         finally:
             timer.cancel()
             if is_leaving:
@@ -63,11 +70,13 @@ class Backlog:
 
     def _refuse(self, turn: asyncio.Future[None]) -> None:
         if not turn.done():
-            msg = (
-                f"{self._count} sends ({self._size} bytes) have waited for an answer for "
-                f"{self._config.produce_timeout:g} s: Redis is away or slow"
-            )
-            turn.set_exception(BacklogError(msg))
+            turn.set_exception(self._error())
+
+    def _error(self) -> BacklogError:
+        return BacklogError(
+            f"{self._count} sends ({self._size} bytes) have waited for an answer for "
+            f"{self._config.produce_timeout:g} s: Redis is away or slow"
+        )
 
     def _leave(self, turn: asyncio.Future[None], count: int, size: int) -> None:
         self._line.pop(turn, None)

@@ -19,6 +19,7 @@ class Batch:
         under_way: Written, and its answer has not come.
         in_doubt: An answer was lost, so it may be stored whatever is said later.
         refusal: What the server said last that passes by itself.
+        late: Its deadline, when its messages have waited for room; None when they came at once.
         ids: The answer.
         waiters: For each message who waits for its id.
         whole: Who waits for all of them.
@@ -34,6 +35,7 @@ class Batch:
         "ids",
         "in_doubt",
         "is_uncertain",
+        "late",
         "number",
         "refusal",
         "size",
@@ -51,6 +53,7 @@ class Batch:
         self.size = 0
         self.first_sent: float | None = None
         self.in_doubt = False
+        self.late: float | None = None
         self.refusal: ServerError | None = None
         self.ids: list[str] | None = None
         self.is_uncertain = False

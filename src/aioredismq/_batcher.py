@@ -49,6 +49,10 @@ _RENEW = 60.0
 # The server is told of progress in steps of so many batches: one call less for all but one.
 _STEP = 16
 
+# Sends that waited for room have the rest of their time; they share a batch, and so the deadline of
+# the first, where they differ by less than this part of `produce_timeout`.
+_AT_ONCE = 1 / 20
+
 # A server that is not ready is asked again after so long at most: a few commands a second from each
 # producer, whatever waits, and what waits is on its way well within a second of its return.
 _LONGEST_PAUSE = 0.4
@@ -114,17 +118,21 @@ class Batcher:
 
         Cancellation: the message may be stored; the rest of its batch is unharmed.
         """
+        late: float | None = None
         if self._closed or self._backlog.is_full(size):
-            await self._wait_for_room(1, size)
+            late = await self._wait_for_room(1, size)
         else:
             self._backlog.add(1, size)
         config = self._config
         batch = self._open
-        if batch is not None and batch.size + size > config.max_batch_bytes:
+        if batch is not None and (
+            batch.size + size > config.max_batch_bytes
+            or (batch.late is not late and self._ends_at_another_time(batch, late))
+        ):
             self._flush()
             batch = None
         if batch is None:
-            batch = self._open_batch()
+            batch = self._open_batch(late)
         batch.add(fields, size, times)
         future: asyncio.Future[str] = self._loop.create_future()
         batch.waiters.append(future)
@@ -155,13 +163,14 @@ class Batcher:
             BacklogError: As `append`.
         """
         size = sum(len(part) for fields in messages for part in fields)
+        late: float | None = None
         if self._closed or self._backlog.is_full(size):
-            await self._wait_for_room(len(messages), size)
+            late = await self._wait_for_room(len(messages), size)
         else:
             self._backlog.add(len(messages), size)
         if self._open is not None:
             self._flush()
-        batch = self._open_batch()
+        batch = self._open_batch(late)
         self._open = None  # nobody else's sends join it
         for fields in messages:
             batch.add(fields, 0, times)
@@ -201,11 +210,12 @@ class Batcher:
             command = pack(b"DEL", memory)
         self._link.submit(command, lambda _: None)
 
-    async def _wait_for_room(self, count: int, size: int) -> None:
+    async def _wait_for_room(self, count: int, size: int) -> float:
+        """Give the deadline for the whole: waiting for room takes from the time for the answer."""
         self._refuse_if_closed()
         self._entering += 1
         try:
-            await self._backlog.enter(count, size)
+            return await self._backlog.enter(count, size)
         finally:
             self._entering -= 1
             self._resolved.set()
@@ -217,11 +227,19 @@ class Batcher:
 
     # -- batches -------------------------------------------------------------------------------
 
-    def _open_batch(self) -> Batch:
-        deadline = self._loop.time() + self._config.produce_timeout
+    def _open_batch(self, late: float | None) -> Batch:
+        deadline = late
+        if deadline is None:
+            deadline = self._loop.time() + self._config.produce_timeout
         batch = self._open = Batch(self._next, deadline)
+        batch.late = late
         self._next += 1
         return batch
+
+    def _ends_at_another_time(self, batch: Batch, late: float | None) -> bool:
+        if batch.late is None or late is None:
+            return True
+        return abs(batch.late - late) > _AT_ONCE * self._config.produce_timeout
 
     def _end_of_turn(self) -> None:
         self._flush_due = False
@@ -235,7 +253,7 @@ class Batcher:
             self._send(batch)
 
     def _send(self, batch: Batch, *, whole: bool = False, asks: bool = False) -> None:
-        self._keep_deadlines()
+        self._keep_deadline(batch)
         if self._is_held and not asks:
             return  # sent when the server takes the probe
         if not self._link.is_up or batch.number not in self._unresolved:
@@ -376,10 +394,13 @@ class Batcher:
 
     # -- giving up -----------------------------------------------------------------------------
 
-    def _keep_deadlines(self) -> None:
+    def _keep_deadline(self, batch: Batch) -> None:
         """One timer for all, armed while anything waits."""
         if self._timer is None:
             self._watch()
+        elif batch.late is not None and batch.deadline < self._timer.when():
+            self._timer.cancel()
+            self._timer = self._loop.call_at(batch.deadline, self._watch)
 
     def _watch(self) -> None:
         self._timer = None
@@ -389,7 +410,7 @@ class Batcher:
                 self._give_up(batch)
         if self._unresolved:
             first = min(batch.deadline for batch in self._unresolved.values())
-            # Batches come in the order of their deadlines, so this fires seldom.
+            # Most batches come in the order of their deadlines, so this fires seldom.
             self._timer = self._loop.call_at(max(first, now + 0.01), self._watch)
 
     def _give_up(self, batch: Batch) -> None:
@@ -465,7 +486,9 @@ class Batcher:
             self._unresolved[batch.number] = batch
             self._backlog.add(batch.count, batch.size)
             if batch.under_way:
-                self._keep_deadlines()  # its answer, or the end of its line, is still to come
+                self._keep_deadline(
+                    batch
+                )  # its answer, or the end of its line, is still to come
             else:
                 self._send(batch)
         if batch.whole is None:  # pragma: no cover -- set whenever a batch is retried

@@ -88,7 +88,7 @@ class ProducerConfig:
     """How messages are gathered and sent."""
 
     produce_timeout: float = 10.0
-    """Seconds `produce` waits for the server's answer, an outage included, before it raises.
+    """Seconds `produce` waits, for room and the server's answer, an outage included, in all.
     Long enough for a failover, short enough for a request handler to answer its caller. At most
     a day: the server remembers what was sent for four times as long, and ten minutes at least."""
     max_batch: int = 64

@@ -83,7 +83,7 @@ class Producer:
     async def close(self) -> None:
         """Wait for what was sent to be answered, and disconnect.
 
-        It takes `produce_timeout` at most, and as long again if sends wait for room.
+        It takes `produce_timeout` at most.
 
         Raises:
             WrongLoopError: It is open on another event loop, or in the parent process.
