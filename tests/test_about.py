@@ -1,11 +1,13 @@
 from __future__ import annotations
 
+import secrets
 from typing import TYPE_CHECKING
 
 import pytest
 
 from aioredismq import UnsupportedServerError
-from aioredismq._about import is_cluster_node, refuse_too_old
+from aioredismq._about import ask_about, is_cluster_node, refuse_too_old
+from tests.roads import Road
 
 if TYPE_CHECKING:
     from aioredismq.testing import ClusterNodes, RedisServer
@@ -58,3 +60,33 @@ def test_real_servers_are_understood(
         told = str(answering.command("INFO", "server")).encode()
         refuse_too_old(told)
         assert is_cluster_node(told) is expected
+
+
+@pytest.mark.parametrize(
+    ("kind", "rules", "expected"),
+    [
+        ("single", (), b"redis_version:"),
+        ("cluster", ("-info",), b"redis_mode:cluster"),
+        ("single", ("-info",), b""),
+        ("cluster", ("-info", "-cluster"), b""),
+    ],
+)
+async def test_what_may_not_be_asked_is_found_out_otherwise(
+    server: RedisServer,
+    cluster: ClusterNodes,
+    kind: str,
+    rules: tuple[str, ...],
+    expected: bytes,
+) -> None:
+    """As far as that goes: managed servers deny INFO."""
+    answering = server if kind == "single" else cluster.nodes[0]
+    road = Road(answering.url)
+    road.user = f"u{secrets.token_hex(4)}"
+    answering.command("ACL", "SETUSER", road.user, "on", "nopass", "+@all", *rules)
+    wire = await road.open(lambda: None)
+
+    told = await ask_about(wire, within=2.0)
+
+    assert expected in told if expected else told == b""
+    road.close()
+    answering.command("ACL", "DELUSER", road.user)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import anyio
 import pytest
 import redis.asyncio as redis
+from redis.asyncio.sentinel import Sentinel
 
 from aioredismq import (
     ConfigurationError,
@@ -21,6 +22,7 @@ from aioredismq import (
     WrongLoopError,
 )
 from aioredismq.testing import FaultyLine
+from tests.services import service
 from tests.support import eventually
 
 if TYPE_CHECKING:
@@ -28,7 +30,8 @@ if TYPE_CHECKING:
 
     from redis.asyncio import Redis
 
-    from aioredismq.testing import ClusterNodes, RedisServer
+    from aioredismq.testing import ClusterNodes, RedisServer, SentinelSet
+    from tests.services import Service
     from tests.support import Deployment
 
 
@@ -600,3 +603,92 @@ async def test_a_fork_is_told(url: str) -> None:
     for line in child:
         assert line.startswith("WrongLoopError this process was forked")
     assert parent == "parent b'PONG'"
+
+
+# Behind Sentinel.
+
+
+@pytest.fixture
+def handing_over(sentinel: SentinelSet, own_server: RedisServer) -> Iterator[Service]:
+    """A service whose master may hand over and live."""
+    with service(sentinel, own_server) as made:
+        yield made
+
+
+async def test_everything_leaves_a_master_that_has_handed_over(
+    handing_over: Service,
+    server: RedisServer,
+    own_server: RedisServer,
+    label: str,
+    seen: Seen,
+    client: Redis,
+    name: str,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Within a second, although it answers as before; what was asked there is asked again."""
+    rung: list[int] = []
+    url = f"{handing_over.url}/0?client_name={label}"
+    async with Connection(url) as connection:
+        link = await connection.link("key")
+        connection.bell.add("channel", lambda: rung.append(1))
+        wire = await connection.reserve("key", longest_block=5.0)
+        blocked = wire.call("BLPOP", "nothing", 0)
+        await eventually(lambda: rung == [1])
+        assert own_server.command("CLIENT", "LIST").count(f"name={label}") == 3  # type: ignore[attr-defined]
+
+        asked = asyncio.create_task(link.call("BLPOP", name, 0, patience=5.0))
+
+        await handing_over.hand_over(server)
+
+        with pytest.raises(
+            ConnectionLostError, match=f"master is .*:{server.port} now"
+        ):
+            await asyncio.wait_for(blocked, 1)
+        await eventually(lambda: len(rung) == 2, limit=1)
+        await client.rpush(name, "there")
+        assert await asyncio.wait_for(asked, 1) == [name.encode(), b"there"]
+        assert label not in own_server.command("CLIENT", "LIST")  # type: ignore[operator]
+        await eventually(lambda: seen.are(2))
+    await eventually(lambda: seen.are(0))
+    assert f"the master is 127.0.0.1:{server.port} now; connecting again" in caplog.text
+
+
+async def test_the_sentinels_are_listened_to_while_it_is_in_use(
+    handing_over: Service,
+) -> None:
+    """Not before it is needed, by one line however many queues there are, and no longer."""
+    async with FaultyLine(handing_over.sentinels[0].url) as line:
+        url = f"redis+sentinel://127.0.0.1:{line.port}/{handing_over.name}"
+        async with Connection(url) as connection:
+            await anyio.sleep(0.05)
+            assert line.attempts == 0
+
+            for key in ("a", "b"):
+                await connection.link(key)
+            await eventually(lambda: line.open_connections == 1)
+
+        await eventually(lambda: line.open_connections == 0)
+
+
+async def test_a_lent_client_of_sentinels_follows_too(
+    handing_over: Service,
+    server: RedisServer,
+    own_server: RedisServer,
+    label: str,
+    seen: Seen,
+) -> None:
+    """Its pool asks for the master at each connect only."""
+    places = [("127.0.0.1", each.port) for each in handing_over.sentinels]
+    asked = Sentinel(places)
+    client = asked.master_for(handing_over.name, client_name=label)
+    async with Connection(client) as connection:
+        link = await connection.link("key")
+        assert label in own_server.command("CLIENT", "LIST")  # type: ignore[operator]
+
+        await handing_over.hand_over(server)
+
+        await eventually(lambda: seen.are(1), limit=1)
+        assert await link.call("PING") == b"PONG"
+        assert label not in own_server.command("CLIENT", "LIST")  # type: ignore[operator]
+    await client.aclose()
+    await asked.aclose()

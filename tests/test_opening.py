@@ -35,6 +35,7 @@ from aioredismq._opening import (
     connected,
     disconnect,
     new_connection,
+    place_of,
     refresh,
     translated,
     writer_of,
@@ -241,3 +242,12 @@ async def test_a_connection_that_is_not_open_has_no_stream(url: str) -> None:
 
     with pytest.raises(ConnectionLostError, match="before it could be used"):
         writer_of(connection)
+
+
+@pytest.mark.parametrize(
+    ("url", "expected"),
+    [("redis://h:7000", ("h", 7000)), ("unix:///run/redis.sock", ("", 0))],
+)
+def test_a_connection_knows_where_it_leads(url: str, expected: tuple[str, int]) -> None:
+    """By a socket file, to no host."""
+    assert place_of(new_connection(arguments(url, 1.0))) == expected

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 import anyio
 import pytest
 import redis.asyncio as redis
-from redis.asyncio.sentinel import Sentinel
 
 from aioredismq import (
     AuthenticationError,
@@ -16,10 +15,9 @@ from aioredismq import (
     Connection,
     ConnectionLostError,
 )
-from aioredismq._opening import writer_of
+from aioredismq._lent import LentCluster, LentPool
+from aioredismq._opening import place_of
 from aioredismq._topology import (
-    LentCluster,
-    LentPool,
     OwnCluster,
     OwnSentinel,
     OwnServer,
@@ -27,10 +25,11 @@ from aioredismq._topology import (
     topology_for,
 )
 from aioredismq.testing import FaultyLine, RedisServer
+from tests.services import service
 from tests.support import eventually
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterator
+    from collections.abc import Iterator
     from pathlib import Path
 
     from redis.asyncio.connection import AbstractConnection
@@ -314,7 +313,8 @@ async def test_a_master_that_breaks_off_is_given_up(
                 each.command, "SENTINEL", "MONITOR", label, "127.0.0.1", line.port, 3
             )
         way = topology(sentinel.url.replace(sentinel.service, label))
-        way.addresses = way.addresses[:1]  # type: ignore[attr-defined]
+        assert way.sentinels is not None
+        del way.sentinels.addresses[1:]
         line.reset_after_request(containing=b"ROLE")
 
         with pytest.raises(ConnectionLostError, match=f":{line.port}"):
@@ -379,129 +379,55 @@ async def test_the_database_and_options_of_a_sentinel_url_are_the_servers(
     await way.give_up(connection)
 
 
-# Ways of the caller's.
+# After a handover.
 
 
-@pytest.fixture(
-    params=["RESP2", "RESP3", "decoding", "blocking", "sentinel", "cluster"]
-)
-async def lent(
-    request: pytest.FixtureRequest,
-    url: str,
-    sentinel: SentinelSet,
-    cluster: ClusterNodes,
-) -> AsyncIterator[Client]:
-    """A client as an application has one, of three connections."""
-    options: dict[str, Any] = {"max_connections": 3, "protocol": 2}
-    client: Client
-    watching: list[redis.Redis] = []
-    match request.param:
-        case "cluster":
-            client = redis.RedisCluster.from_url(cluster.url, **options)
-        case "sentinel":
-            asked = Sentinel(sentinel.addresses, protocol=2)
-            watching = asked.sentinels
-            client = asked.master_for(sentinel.service, **options)
-        case "blocking":
-            pool = redis.BlockingConnectionPool.from_url(url, **options)
-            client = redis.Redis.from_pool(pool)
-        case "RESP3":
-            client = redis.Redis.from_url(url, **{**options, "protocol": 3})
-        case "decoding":
-            client = redis.Redis.from_url(url, decode_responses=True, **options)
-        case _:
-            client = redis.Redis.from_url(url, **options)
-    yield client
-    for each in (client, *watching):
-        await each.aclose()
+async def test_a_sentinel_that_has_not_heard_leads_nobody_back(
+    sentinel: SentinelSet, server: RedisServer, own_server: RedisServer
+) -> None:
+    """The former master goes on saying that it is one; the next sentinel is asked."""
+    second = sentinel.sentinels[1]
+    with service(sentinel, own_server, by=slice(1)) as watched_one:
+        way = topology(watched_one.url)
+        await watched_one.hand_over(server)
+        await way.give_up(await way.open("key"))
 
-
-async def test_a_place_in_a_lent_pool_is_given_back(lent: Client, name: str) -> None:
-    """However often one is taken; and the client, who has as many as ever, stays open."""
-    way = topology(lent)
-
-    for _ in range(5):
-        taken = [await way.open(name) for _ in range(3)]
-        for connection in taken:
-            await way.give_up(connection)
-
-    assert await lent.set(name, 1)
-    assert await lent.delete(name) == 1
-
-
-async def test_a_lent_pool_that_is_exhausted_says_so(url: str) -> None:
-    """In the words of the pool."""
-    pool = redis.BlockingConnectionPool.from_url(url, max_connections=1, timeout=0.05)
-    async with redis.Redis(connection_pool=pool) as client:
-        way = topology(client)
+        watched_one.watch(second, own_server)
+        assert way.sentinels is not None
+        known = way.sentinels.addresses[0]
+        way.sentinels.addresses.insert(0, {**known, "port": second.port})
         connection = await way.open("key")
 
-        with pytest.raises(ConnectionLostError, match="No connection available"):
+        assert place_of(connection) == ("127.0.0.1", server.port)
+        assert way.sentinels.addresses[0] is known
+        await way.give_up(connection)
+
+        del way.sentinels.addresses[0]
+        with pytest.raises(ConnectionLostError, match="has not heard"):
             await way.open("key")
-
-        await way.give_up(connection)
-        await pool.disconnect()
+        watched_one.forget(second)
 
 
-async def test_a_connection_that_ended_in_its_pool_and_cannot_be_made_anew(
-    url: str,
+async def test_a_master_that_hands_over_while_it_is_connected_to_is_given_up(
+    sentinel: SentinelSet,
+    server: RedisServer,
+    own_server: RedisServer,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Its place is given back all the same."""
-    async with FaultyLine(url) as line:
-        pool = redis.BlockingConnectionPool.from_url(
-            line.url, max_connections=1, timeout=0.05, protocol=3
-        )
-        async with redis.Redis.from_pool(pool) as client:
-            await client.ping()
-            line.cut()
-            [connection] = pool._available_connections
-            await eventually(lambda: writer_of(connection).is_closing())
-            way = topology(client)
-            for _ in range(3):
-                with pytest.raises(ConnectionLostError, match="cannot reach Redis"):
-                    await way.open("key")
-            line.heal()
+    """It still says that it is one, but a sentinel has told another connection better."""
+    with service(sentinel, own_server) as watched_one:
+        way = topology(watched_one.url)
+        assert isinstance(way, OwnSentinel)
+        is_master = way._is_master
 
+        async def hand_over(connection: AbstractConnection, name: str) -> bool:
+            monkeypatch.undo()
+            await watched_one.hand_over(server)
             await way.give_up(await way.open("key"))
+            return await is_master(connection, name)
 
-
-async def test_a_pool_that_was_reset_takes_nothing_back(url: str) -> None:
-    """The caller may do with it what he likes."""
-    async with redis.Redis.from_url(url, protocol=2) as client:
-        way = topology(client)
+        monkeypatch.setattr(way, "_is_master", hand_over)
         connection = await way.open("key")
 
-        client.connection_pool.reset()
-
-        await way.give_up(connection)
-        assert await client.ping()
-
-
-async def test_a_lent_cluster_leads_to_the_server_of_the_key(
-    cluster: ClusterNodes, name: str
-) -> None:
-    """Whichever of its nodes that is."""
-    async with redis.RedisCluster.from_url(cluster.url) as client:
-        way = topology(client)
-        for key in (f"{name}-{number}" for number in range(4)):
-            connection = await way.open(key)
-            await connection.send_command("SET", key, "here")
-            await connection.read_response()
-            await way.give_up(connection)
-
-            assert await client.getdel(key) == b"here"
-
-
-async def test_a_lent_cluster_need_not_have_every_permission(
-    cluster: ClusterNodes, user: str
-) -> None:
-    """The command that makes it look for moved keys may be denied."""
-    for node in cluster.nodes:
-        node.command("ACL", "SETUSER", user, "-exists")
-    url = cluster.url.replace("redis://", f"redis://{user}:right@")
-    async with redis.RedisCluster.from_url(url) as client:
-        way = topology(client)
-
-        connection = await way.open("key")
-
+        assert place_of(connection) == ("127.0.0.1", server.port)
         await way.give_up(connection)

@@ -6,9 +6,10 @@ The floors, from the ground up; imports go down only (`pyproject.toml` has them 
    background task
 2. rules, which touch no network: `_config` `_outcome` `_history` `_held` `_read_ahead` `_times`;
    bodies: `_codec` `_handler` on `_json` `_hints` `_models` `_scalars` `_shape`
-3. one connection, and where it leads: `_wire` `_address` `_opening` `_topology` `_about`
-4. what is said and heard on it: `_scripts` `_bell`; a wire that mends itself: `_link`; all of an
-   application's wires: `_connection`
+3. one connection, and where it leads: `_wire` `_address` `_opening` `_sentinels` `_lent`
+   `_topology` `_about`
+4. what is said and heard on it: `_scripts` `_bell` `_lookout`; a wire that mends itself: `_link`;
+   all of an application's wires: `_connection`
 5. every operation, named by what it means: `_stream` `_member`; sends, gathered: `_batch`
    `_backlog` `_batcher`; a queue on a connection: `_channel`
 6. one task each: `_reader` `_promoter` `_dispatcher` `_invoker` `_puller` `_settler` `_lease`

@@ -1,13 +1,39 @@
-"""What a server says of itself: whether it is too old, or a node of a Cluster. Pure."""
+"""What a server says of itself: whether it is too old, or a node of a Cluster."""
 
 from __future__ import annotations
 
 import re
+from typing import TYPE_CHECKING
 
-from ._errors import UnsupportedServerError
+from ._errors import (
+    CommandRefusedError,
+    PermissionDeniedError,
+    UnsupportedServerError,
+)
+from ._wire import exchange
+
+if TYPE_CHECKING:
+    from ._wire import Wire
 
 # XAUTOCLAIM, which everything abandoned is found with, came with it.
 _OLDEST = (6, 2)
+
+
+async def ask_about(wire: Wire, *, within: float) -> bytes:
+    """Let a server tell; managed ones may deny INFO.
+
+    Raises:
+        ServerError: It does not answer within so many seconds.
+    """
+    try:
+        told = await exchange(wire, "INFO", "server", within=within)
+    except PermissionDeniedError:
+        try:
+            await exchange(wire, "CLUSTER", "SLOTS", within=within)
+        except (PermissionDeniedError, CommandRefusedError):
+            return b""
+        return b"redis_mode:cluster"
+    return bytes(told)
 
 
 def refuse_too_old(info: bytes) -> None:

@@ -33,8 +33,13 @@ def arguments(url: str, connect_timeout: float) -> dict[str, Any]:
         # Without its cause, which may quote a password that was not percent-encoded.
         raise ConfigurationError(_unusable(url, str(error))) from None
     given.pop("max_connections", None)
+    return ours(given, connect_timeout)
+
+
+def ours(given: dict[str, Any], connect_timeout: float) -> dict[str, Any]:
+    """Put our settings over the arguments of redis-py's connection."""
     if "path" not in given:
-        given["socket_keepalive"] = True
+        given = {**given, "socket_keepalive": True}
     return {
         **given,
         **_OURS,

@@ -14,23 +14,23 @@ from typing import TYPE_CHECKING, Any
 
 from anyio import CancelScope, create_task_group
 
-from ._about import is_cluster_node, refuse_too_old
+from ._about import ask_about, is_cluster_node, refuse_too_old
 from ._bell import Bell
 from ._errors import (
-    CommandRefusedError,
     ConfigurationError,
+    ConnectionLostError,
     NotInitializedError,
-    PermissionDeniedError,
     PoolTooSmallError,
     ServerError,
     WrongLoopError,
 )
 from ._host import Host
 from ._link import Link
-from ._opening import writer_of
+from ._lookout import Lookout
+from ._opening import place_of, writer_of
 from ._scripts import reply_error
 from ._topology import OwnCluster, OwnServer, topology_for
-from ._wire import Wire, exchange
+from ._wire import Wire
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -40,6 +40,8 @@ if TYPE_CHECKING:
     import redis.asyncio as redis
     from anyio.abc import TaskGroup
     from redis.asyncio.connection import AbstractConnection
+
+    from ._sentinels import Master
 
 _forks = 0
 
@@ -90,6 +92,8 @@ class Connection:
             connect_timeout=connect_timeout,
             cluster=cluster,
         )
+        if self._topology.sentinels is not None:
+            self._topology.sentinels.on_master(self._leave_former)
         self._may_be_cluster = cluster is None
         self._is_known = False
         self._connect_timeout = connect_timeout
@@ -250,6 +254,8 @@ class Connection:
                     raise NotInitializedError(msg)
                 self._links[slot] = link
                 self._group.start_soon(link.keep)
+                if self._topology.sentinels is not None:
+                    self._group.start_soon(Lookout(self._topology.sentinels).keep)
             return link
 
     async def reserve(
@@ -352,7 +358,7 @@ class Connection:
         """Ask the server what it is: once, before anything is built on it."""
         wire = await self.reserve(key)
         try:
-            info = await self._ask(wire)
+            info = await ask_about(wire, within=self._reply_timeout)
         finally:
             wire.close()
         refuse_too_old(info)
@@ -363,17 +369,11 @@ class Connection:
             )
         self._is_known = True
 
-    async def _ask(self, wire: Wire) -> bytes:
-        """Let it tell; managed servers may deny INFO."""
-        try:
-            told = await exchange(wire, "INFO", "server", within=self._reply_timeout)
-        except PermissionDeniedError:
-            try:
-                await exchange(wire, "CLUSTER", "SLOTS", within=self._reply_timeout)
-            except (PermissionDeniedError, CommandRefusedError):
-                return b""
-            return b"redis_mode:cluster"
-        return bytes(told)
+    def _leave_former(self, master: Master) -> None:
+        """End what leads elsewhere: until it is told, a former master takes what will be lost."""
+        for wire, connection in list(self._wires.items()):
+            if place_of(connection) != master.place:
+                wire.close(ConnectionLostError(f"the master is {master} now"))
 
     async def _give_back(self) -> None:
         """Give up what has ended as soon as it has: a lent pool has use for its place."""

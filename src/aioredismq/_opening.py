@@ -35,6 +35,7 @@ from ._errors import (
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from redis.asyncio.cluster import ClusterNode
     from redis.asyncio.connection import AbstractConnection
 
 
@@ -143,6 +144,11 @@ async def disconnect(connection: AbstractConnection) -> None:
         return
 
 
+def place_of(connection: AbstractConnection) -> tuple[str, int]:
+    """Tell host and port of a connection; of one by a socket file, nothing."""
+    return getattr(connection, "host", ""), int(getattr(connection, "port", 0))
+
+
 def writer_of(connection: AbstractConnection) -> asyncio.StreamWriter:
     """Find the stream a connected connection writes to.
 
@@ -154,3 +160,16 @@ def writer_of(connection: AbstractConnection) -> asyncio.StreamWriter:
         msg = "the connection was lost before it could be used"
         raise ConnectionLostError(msg)
     return writer
+
+
+def node_of(client: redis.RedisCluster, key: str) -> ClusterNode:
+    """Find the node that has a key, as far as the client knows.
+
+    Raises:
+        ConnectionLostError: It does not.
+    """
+    node: ClusterNode | None = client.get_node_from_key(key)
+    if node is None:  # pragma: no cover -- redis-py answers None for replicas only
+        msg = f"the cluster does not say which node has {key!r}"
+        raise ConnectionLostError(msg)
+    return node

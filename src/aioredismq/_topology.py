@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import time
-from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Protocol
 from urllib.parse import parse_qsl, unquote, urlencode, urlsplit
 
@@ -22,14 +21,13 @@ from ._errors import (
     ConfigurationError,
     ConnectionLostError,
     MessageQueueError,
-    PermissionDeniedError,
     ServerError,
 )
-from ._opening import connected, disconnect, new_connection, refresh, translated
+from ._lent import LentCluster, LentPool
+from ._opening import connected, disconnect, new_connection, node_of, translated
+from ._sentinels import Sentinels
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from redis.asyncio.connection import AbstractConnection
 
 
@@ -42,6 +40,11 @@ class Topology(Protocol):
     """Of these, what the caller of a lent client needs for itself."""
     is_cluster: bool
     """Whether two keys may live on two servers."""
+
+    @property
+    def sentinels(self) -> Sentinels | None:
+        """Those who tell when another server becomes the master."""
+        ...
 
     async def open(self, key: str) -> AbstractConnection:
         """Open a connection to the server that has `key` now.
@@ -100,6 +103,7 @@ class OwnServer:
 
     own_use = 0
     is_cluster = False
+    sentinels = None
 
     def __init__(self, address: dict[str, Any], max_connections: int) -> None:
         """Take the arguments of redis-py's connection."""
@@ -135,20 +139,25 @@ class OwnSentinel:
         self.max_connections = max_connections
         parts = urlsplit(url)
         credentials, _, hosts = parts.netloc.rpartition("@")
-        self.service, _, database = parts.path.strip("/").partition("/")
-        if not self.service or not hosts:
+        service, _, database = parts.path.strip("/").partition("/")
+        if not service or not hosts:
             msg = (
                 "a Sentinel URL must be redis+sentinel://host:port[,host:port]/service[/db], "
                 f"got {without_password(url)!r}"
             )
             raise ConfigurationError(msg)
-        self.addresses = [host_and_port(host, 26379) for host in hosts.split(",")]
+        places = [host_and_port(host, 26379) for host in hosts.split(",")]
         options = dict(parse_qsl(parts.query, keep_blank_values=True))
         scheme = "rediss" if parts.scheme.startswith("rediss") else "redis"
-        self._sentinel = arguments(f"{scheme}://localhost", connect_timeout)
+        asked = arguments(f"{scheme}://localhost", connect_timeout)
         for name in ("username", "password"):
             if f"sentinel_{name}" in options:
-                self._sentinel[name] = options.pop(f"sentinel_{name}")
+                asked[name] = options.pop(f"sentinel_{name}")
+        self.sentinels = Sentinels(
+            service,
+            [{**asked, "host": host, "port": port} for host, port in places],
+            connect_timeout,
+        )
         user, _, password = credentials.partition(":")
         self._server = arguments(
             f"{scheme}://localhost/{database}?{urlencode(options)}", connect_timeout
@@ -163,72 +172,57 @@ class OwnSentinel:
         """Ask one sentinel after the other until one leads to a master."""
         del key
         failures: list[MessageQueueError] = []
-        for address in list(self.addresses):
+        for address in list(self.sentinels.addresses):
             try:
-                connection = await self._open_by(*address)
+                connection = await self._open_by(address)
             except ServerError as error:
                 failures.append(error)
             else:
-                # The one that knew is asked first from now on.
-                self.addresses.remove(address)
-                self.addresses.insert(0, address)
+                self.sentinels.prefer(address)
                 return connection
         reasons = "; ".join(str(error) for error in failures)
-        msg = f"no sentinel leads to the master of {self.service!r}: {reasons}"
+        msg = (
+            f"no sentinel leads to the master of {self.sentinels.service!r}: {reasons}"
+        )
         refused = any(isinstance(error, AuthenticationError) for error in failures)
         raise (AuthenticationError if refused else ConnectionLostError)(msg)
 
-    async def _open_by(self, host: str, port: int) -> AbstractConnection:
-        asked = f"sentinel {host}:{port}"
-        sentinel = await connected(
-            {**self._sentinel, "host": host, "port": port}, asked
-        )
+    async def _open_by(self, address: dict[str, Any]) -> AbstractConnection:
+        async with self.sentinels.line(address) as line:
+            master = await self.sentinels.ask(line, address)
+        server = {**self._server, "host": master.host, "port": master.port}
+        connection = await connected(server, str(master))
         try:
-            place = await self._ask(
-                sentinel, asked, "SENTINEL", "GET-MASTER-ADDR-BY-NAME", self.service
-            )
-        finally:
-            await disconnect(sentinel)
-        if place is None:
-            msg = f"{asked} knows no service {self.service!r}"
-            raise ConnectionLostError(msg)
-        name = f"{place[0].decode()}:{place[1].decode()}"
-        server = {**self._server, "host": place[0].decode(), "port": int(place[1])}
-        connection = await connected(server, name)
-        try:
-            is_master = await self._is_master(connection, name)
+            is_master = await self._is_master(connection, str(master))
         except BaseException:
             await disconnect(connection)
             raise
-        if not is_master:
+        # The sentinel has not heard yet, or another one told meanwhile.
+        if not is_master or self.sentinels.has_handed_over(master.place):
             await disconnect(connection)
-            msg = f"{asked} names {name}, which is no master now"
+            msg = f"sentinel {shown(address)} names {master}, which is no master now"
             raise ConnectionLostError(msg)
         return connection
 
     async def _is_master(self, connection: AbstractConnection, name: str) -> bool:
         """Ask the server itself: a sentinel may not have heard yet."""
         try:
-            role = await self._ask(connection, name, "ROLE")
-        except PermissionDeniedError:
-            return True
-        return bool(role[0] == b"master")
-
-    async def _ask(self, connection: AbstractConnection, name: str, *words: str) -> Any:
-        try:
             async with asyncio.timeout(self._server["socket_connect_timeout"]):
-                await connection.send_command(*words)
-                return await connection.read_response()
+                await connection.send_command("ROLE")
+                role = await connection.read_response()
+        except NoPermissionError:
+            return True
         except Exception as error:
             raise translated(error, name) from error
+        return bool(role[0] == b"master")
 
     async def give_up(self, connection: AbstractConnection) -> None:
         """Close it."""
         await disconnect(connection)
 
     def __str__(self) -> str:
-        hosts = ",".join(f"{host}:{port}" for host, port in self.addresses)
-        return f"sentinels {hosts} (service {self.service!r})"
+        hosts = ",".join(shown(address) for address in self.sentinels.addresses)
+        return f"sentinels {hosts} (service {self.sentinels.service!r})"
 
 
 # Seconds an answer of the cluster is shared: below the pauses between tries to connect, so that a
@@ -245,6 +239,7 @@ class OwnCluster:
 
     own_use = 0
     is_cluster = True
+    sentinels = None
 
     def __init__(self, address: dict[str, Any], max_connections: int) -> None:
         """Take the address of any node."""
@@ -285,7 +280,7 @@ class OwnCluster:
         )
         try:
             await client.initialize()
-            node = _known(client.get_node_from_key(key), key)
+            node = node_of(client, key)
             # Every node that is known is one that can be asked when the others are gone.
             self._nodes = [
                 (known.host, int(known.port)) for known in client.get_nodes()
@@ -302,96 +297,3 @@ class OwnCluster:
 
     def __str__(self) -> str:
         return shown(self.arguments)
-
-
-class LentPool:
-    """A `redis.asyncio.Redis` of the caller's: its pool, its settings, its limits.
-
-    Sentinel's `master_for` is one of these: its pool asks for the master at each connect.
-    """
-
-    own_use = 1
-    is_cluster = False
-
-    def __init__(self, client: redis.Redis, connect_timeout: float) -> None:
-        """Use the client's pool; the client stays the caller's and is never closed."""
-        self._pool = client.connection_pool
-        self._timeout = connect_timeout
-        self.max_connections = int(self._pool.max_connections)
-
-    async def open(self, key: str) -> AbstractConnection:
-        """Take a connection from the pool."""
-        del key
-        try:
-            async with asyncio.timeout(self._timeout):
-                connection: AbstractConnection = await self._pool.get_connection()  # type: ignore[no-untyped-call]  # so in redis-py
-                try:
-                    await refresh(connection)
-                except BaseException:
-                    await self.give_up(connection)
-                    raise
-        except Exception as error:
-            raise translated(error, str(self)) from error
-        return connection
-
-    async def give_up(self, connection: AbstractConnection) -> None:
-        """Close it and give its place back to the pool, which opens a new one when asked."""
-        await disconnect(connection)
-        with suppress(KeyError):  # the caller has reset the pool meanwhile
-            await self._pool.release(connection)
-
-    def __str__(self) -> str:
-        return shown(self._pool.connection_kwargs)
-
-
-class LentCluster:
-    """A `redis.asyncio.RedisCluster` of the caller's: its nodes, its settings, its limits."""
-
-    own_use = 1
-    is_cluster = True
-
-    def __init__(self, client: redis.RedisCluster, connect_timeout: float) -> None:
-        """Use the client's nodes; the client stays the caller's and is never closed."""
-        self._client = client
-        self._timeout = connect_timeout
-        self._places: dict[AbstractConnection, Callable[[], None]] = {}
-        self.max_connections = int(
-            client.get_connection_kwargs().get("max_connections") or 100
-        )
-
-    async def open(self, key: str) -> AbstractConnection:
-        """Find the key's node and take one of its connections."""
-        try:
-            async with asyncio.timeout(self._timeout * 2):
-                # A command on the key makes redis-py follow a moved slot before we ask.
-                with suppress(NoPermissionError):
-                    await self._client.exists(key)
-                node = _known(self._client.get_node_from_key(key), key)
-                connection = node.acquire_connection()
-                try:
-                    await connection.connect()  # type: ignore[no-untyped-call]  # so in redis-py
-                    await refresh(connection)
-                except BaseException:
-                    await disconnect(connection)
-                    node.release(connection)
-                    raise
-        except Exception as error:
-            raise translated(error, str(self)) from error
-        self._places[connection] = lambda: node.release(connection)
-        return connection
-
-    async def give_up(self, connection: AbstractConnection) -> None:
-        """Close it and give its place back to its node."""
-        await disconnect(connection)
-        self._places.pop(connection)()
-
-    def __str__(self) -> str:
-        nodes = self._client.get_nodes()
-        return str(nodes[0].name) if nodes else "the given cluster client"
-
-
-def _known(node: ClusterNode | None, key: str) -> ClusterNode:
-    if node is None:  # pragma: no cover -- redis-py answers None for replicas only
-        msg = f"the cluster does not say which node has {key!r}"
-        raise ConnectionLostError(msg)
-    return node

@@ -1,28 +1,35 @@
 """Masters that die or hand over, behind Sentinel and in a Cluster: the queue follows by itself.
 
-Replication is asynchronous: what a master accepted and had not passed on dies with it. That is
-counted apart; everything else must be handled.
+Replication is asynchronous: what a master accepted and had not passed on goes with it. Only what
+was accepted about then is excused; everything before and after must be handled.
 """
 
 from __future__ import annotations
 
 import asyncio
+from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
 import pytest
 from anyio.to_thread import run_sync
+from redis.asyncio import Redis, RedisCluster
 
 from aioredismq.testing import ClusterNodes, SentinelSet
-from tests.chaos.load import CONCURRENCY, under_load
+from tests.chaos.ledger import judge
+from tests.chaos.load import CONCURRENCY, VISIBILITY, under_load
 from tests.support import eventually
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import AsyncIterator, Iterator
     from pathlib import Path
 
     from aioredismq.testing import RedisServer
+    from tests.chaos.load import Load
 
 pytestmark = [pytest.mark.one_loop, pytest.mark.timeout(90)]
+
+# What ran, and what was acknowledged, retried or put aside, while it was no longer passed on.
+MOST_REPEATED = 2 * (CONCURRENCY + 1) + 50
 
 
 @pytest.fixture
@@ -39,40 +46,72 @@ def nodes(server_path: Path | None) -> Iterator[ClusterNodes]:
         yield running
 
 
+@asynccontextmanager
+async def excused(load: Load) -> AsyncIterator[set[int]]:
+    """Excuse what is accepted during the block, and then neither handled nor a dead letter.
+
+    Nothing else: not what was accepted a moment before, nor anything accepted after it. In the
+    end the set that is yielded has what was accepted during it.
+    """
+    ledger, during = load.ledger, set[int]()
+    before = set(ledger.accepted)
+    await asyncio.sleep(0.2)  # long enough to be passed on
+    yield during
+    during |= ledger.accepted - before
+    await asyncio.sleep(2 * VISIBILITY)
+    # A dead letter may have been written where it was lost.
+    ledger.taken |= during & (ledger.open | ledger.rejected)
+
+
+def last_id(server: RedisServer, name: str) -> object:
+    """Tell the id of the last entry a server has taken in."""
+    told = server.command("XINFO", "STREAM", name)
+    assert isinstance(told, list)
+    return dict(zip(told[::2], told[1::2], strict=True))["last-generated-id"]
+
+
 async def test_a_killed_master_behind_sentinel_is_followed(
     sentinels: SentinelSet, name: str
 ) -> None:
     """The sentinels agree on another one within seconds, and work goes on there."""
     async with under_load(sentinels.url, name, limit=30) as load:
         former = sentinels.master
-        await run_sync(former.kill)
+        async with excused(load):
+            await run_sync(former.kill)
         await eventually(lambda: sentinels.master.port != former.port, 20)
         await load.flows(40, limit=15)
-        # Accepted and not passed on: gone with the master. Nothing else may be missing.
-        await asyncio.sleep(2)
-        gone = load.ledger.lost
-        load.ledger.accepted -= gone
 
-    assert len(gone) <= 50
-    assert not load.ledger.unwanted
-    assert load.ledger.duplicates <= 2 * (CONCURRENCY + 1) + 50
+    async with Redis.from_url(sentinels.master.url) as client:
+        verdict = await judge(load.ledger, client, name)
+    assert verdict.taken <= 50
+    assert verdict.holds(duplicates=MOST_REPEATED), verdict
 
 
-async def test_a_planned_failover_behind_sentinel_loses_nothing(
+async def test_a_planned_failover_behind_sentinel_is_followed_when_it_is_announced(
     sentinels: SentinelSet, name: str
 ) -> None:
-    """`SENTINEL FAILOVER` under load: the former master refuses writes, the new one is found."""
+    """`SENTINEL FAILOVER`, after which the former master goes on as one for ten seconds.
+
+    What it accepts between the promotion, of which it is not told, and the announcement goes with
+    its demotion, where it was still to be handled, or was put aside; nothing later does.
+    """
     async with under_load(sentinels.url, name, limit=30) as load:
         former = sentinels.master
-        sentinels.sentinels[0].command("SENTINEL", "FAILOVER", "mymaster")
-        await eventually(lambda: sentinels.master.port != former.port, 20)
-        await load.flows(40, limit=15)
-        await asyncio.sleep(2)
-        gone = load.ledger.lost
-        load.ledger.accepted -= gone
+        async with excused(load) as about_then:
+            sentinels.sentinels[0].command("SENTINEL", "FAILOVER", "mymaster")
+            await eventually(lambda: sentinels.master.port != former.port, 20)
+            announced_at = last_id(sentinels.master, name)
+            await eventually(lambda: last_id(sentinels.master, name) != announced_at, 4)
+            await load.flows(40, limit=4)
+            left_at = last_id(former, name)
+            await load.flows(40, limit=4)
+            assert last_id(former, name) == left_at
 
-    assert len(gone) <= 50
-    assert not load.ledger.unwanted
+    async with Redis.from_url(sentinels.master.url) as client:
+        verdict = await judge(load.ledger, client, name)
+    # One in six fails once, is delayed or given up; of the others hardly one is waiting.
+    assert verdict.taken <= len(about_then) / 6
+    assert verdict.holds(duplicates=MOST_REPEATED), verdict
 
 
 def _replica_of(nodes: ClusterNodes, master: RedisServer) -> RedisServer:
@@ -94,8 +133,9 @@ async def test_a_planned_failover_in_a_cluster_loses_nothing(
         await eventually(lambda: nodes.master_of(name).port != former.port, 20)
         await load.flows(40, limit=10)
 
-    assert not load.ledger.lost
-    assert not load.ledger.unwanted
+    async with RedisCluster.from_url(nodes.url) as client:
+        verdict = await judge(load.ledger, client, name)
+    assert verdict.holds(duplicates=MOST_REPEATED), verdict
 
 
 async def test_a_killed_node_of_a_cluster_is_followed(
@@ -105,15 +145,16 @@ async def test_a_killed_node_of_a_cluster_is_followed(
     async with under_load(nodes.url, name, limit=30) as load:
         former = await run_sync(nodes.master_of, name)
         replica = _replica_of(nodes, former)
-        await run_sync(former.kill)
+        async with excused(load):
+            await run_sync(former.kill)
         await eventually(lambda: "role:master" in _info(replica), 20)
         await load.flows(40, limit=15)
-        await asyncio.sleep(2)
-        gone = load.ledger.lost
-        load.ledger.accepted -= gone
 
-    assert len(gone) <= 50
-    assert not load.ledger.unwanted
+    living = next(node for node in nodes.nodes if node is not former)
+    async with RedisCluster.from_url(living.url) as client:
+        verdict = await judge(load.ledger, client, name)
+    assert verdict.taken <= 50
+    assert verdict.holds(duplicates=MOST_REPEATED), verdict
 
 
 def _info(node: RedisServer) -> str:

@@ -1,0 +1,272 @@
+from __future__ import annotations
+
+import logging
+import secrets
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from aioredismq import ConnectionLostError
+from aioredismq._address import arguments
+from aioredismq._sentinels import Master, Sentinels, is_outdated, is_successor
+from aioredismq.testing import FaultyLine
+from tests.services import service
+from tests.support import eventually
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from aioredismq.testing import RedisServer, SentinelSet
+
+
+# Whom to believe.
+
+
+@pytest.mark.parametrize(
+    ("told", "known", "outdated", "successor"),
+    [
+        (("a", 5), ("a", 5), False, False),
+        (("b", 6), ("a", 5), False, True),
+        (("a", 5), ("b", 6), True, False),
+        (("b", 5), ("b", 6), True, False),
+        (("a", 6), ("a", 5), False, False),
+        # One failover makes one master: that is another name of it.
+        (("b", 5), ("a", 5), False, False),
+        # Where the epoch may not be asked, what is said last counts.
+        (("b", None), ("a", 5), False, True),
+        (("b", 5), ("a", None), False, True),
+        (("b", None), ("a", None), False, True),
+        (("a", None), ("a", 5), False, False),
+    ],
+)
+def test_the_later_failover_is_right(
+    told: tuple[str, int | None],
+    known: tuple[str, int | None],
+    outdated: bool,
+    successor: bool,
+) -> None:
+    """Whoever tells of it, and in whatever order."""
+    one, other = (Master(host, 6379, epoch) for host, epoch in (told, known))
+
+    assert is_outdated(one, other) is outdated
+    assert is_successor(one, other) is successor
+
+
+masters = st.builds(
+    Master,
+    st.sampled_from(["a", "b"]),
+    st.sampled_from([1, 2]),
+    st.integers(0, 3) | st.none(),
+)
+
+
+@given(masters, masters)
+def test_of_two_answers_with_epochs_one_at_most_succeeds_the_other(
+    one: Master, other: Master
+) -> None:
+    """Or two sentinels would lead connections back and forth."""
+    if None not in (one.epoch, other.epoch):
+        assert not (is_successor(one, other) and is_successor(other, one))
+    assert not (is_successor(one, other) and is_outdated(one, other))
+
+
+# Asking.
+
+
+class Clock:
+    """Shows what the test says."""
+
+    def __init__(self) -> None:
+        """Begin somewhere."""
+        self.now = 100.0
+
+    def __call__(self) -> float:
+        """Tell."""
+        return self.now
+
+
+def asked(
+    name: str, servers: Sequence[RedisServer], clock: Clock | None = None, **more: Any
+) -> Sentinels:
+    """Prepare to ask some sentinels for a service."""
+    shared = {**arguments("redis://127.0.0.1", 2.0), **more}
+    places = [{**shared, "port": each.port} for each in servers]
+    return Sentinels(name, places, 2.0, clock=clock or Clock())
+
+
+async def told(sentinels: Sentinels, number: int = 0, *, resp3: bool = False) -> Master:
+    """Ask one of them."""
+    address = sentinels.addresses[number]
+    async with sentinels.line(address) as line:
+        if resp3:
+            await line.call("HELLO", 3)
+        return await sentinels.ask(line, address)
+
+
+@pytest.mark.parametrize("resp3", [False, True], ids=["RESP2", "RESP3"])
+async def test_a_sentinel_names_the_master_and_its_failover(
+    sentinel: SentinelSet, server: RedisServer, own_server: RedisServer, resp3: bool
+) -> None:
+    """In either protocol."""
+    with service(sentinel, own_server) as watched:
+        before = await told(asked(watched.name, sentinel.sentinels[:1]), resp3=resp3)
+        await watched.hand_over(server)
+        after = await told(asked(watched.name, sentinel.sentinels[:1]), resp3=resp3)
+
+    assert before == Master("127.0.0.1", own_server.port, 0)
+    assert after == Master("127.0.0.1", server.port, 1)
+
+
+async def test_a_service_nobody_watches_is_named(sentinel: SentinelSet) -> None:
+    """With the sentinel that was asked."""
+    port = sentinel.sentinels[0].port
+
+    with pytest.raises(
+        ConnectionLostError, match=rf"sentinel 127\.0\.0\.1:{port} knows no .*'nobody'"
+    ):
+        await told(asked("nobody", sentinel.sentinels))
+
+
+async def test_a_handover_is_told_to_who_wants_to_know(
+    sentinel: SentinelSet,
+    server: RedisServer,
+    own_server: RedisServer,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Once, and it is written down."""
+    caplog.set_level(logging.INFO, "aioredismq")
+    with service(sentinel, own_server) as watched:
+        sentinels = asked(watched.name, sentinel.sentinels)
+        heard: list[Master] = []
+        sentinels.on_master(heard.append)
+        await told(sentinels)
+        assert not sentinels.has_handed_over(("127.0.0.1", own_server.port))
+
+        await watched.hand_over(server)
+        for number in range(3):
+            await told(sentinels, number)
+
+    assert [each.port for each in heard] == [own_server.port, server.port]
+    assert sentinels.has_handed_over(("127.0.0.1", own_server.port))
+    assert not sentinels.has_handed_over(("127.0.0.1", server.port))
+    [said] = [record for record in caplog.records if record.name == "aioredismq"]
+    assert said.getMessage() == (
+        f"the master of {watched.name!r} is 127.0.0.1:{server.port} now"
+    )
+
+
+async def test_a_master_may_come_back(
+    sentinel: SentinelSet, server: RedisServer, own_server: RedisServer
+) -> None:
+    """By a failover of its own."""
+    with service(sentinel, own_server) as watched:
+        sentinels = asked(watched.name, sentinel.sentinels)
+        await told(sentinels)
+        for master in (server, own_server):
+            await watched.hand_over(master)
+            await told(sentinels)
+
+    assert not sentinels.has_handed_over(("127.0.0.1", own_server.port))
+    assert sentinels.has_handed_over(("127.0.0.1", server.port))
+
+
+async def test_who_has_not_heard_is_not_believed_while_somebody_knows_better(
+    sentinel: SentinelSet, server: RedisServer, own_server: RedisServer
+) -> None:
+    """For half a minute after he was asked; without an end nothing could ever begin anew."""
+    clock = Clock()
+    late = sentinel.sentinels[1]
+    with service(sentinel, own_server, by=slice(1)) as watched:
+        sentinels = asked(watched.name, sentinel.sentinels[:2], clock)
+        await watched.hand_over(server)
+        await told(sentinels)
+        clock.now += 25
+        await told(sentinels)
+        watched.watch(late, own_server)
+
+        clock.now += 29
+        with pytest.raises(ConnectionLostError, match="has not heard that"):
+            await told(sentinels, 1)
+        clock.now += 2
+        believed = await told(sentinels, 1)
+
+        watched.forget(late)
+    assert believed == Master("127.0.0.1", own_server.port, 0)
+    assert sentinels.has_handed_over(("127.0.0.1", server.port))
+    assert not sentinels.has_handed_over(("127.0.0.1", own_server.port))
+
+
+async def test_another_name_of_the_master_is_no_handover(
+    sentinel: SentinelSet, server: RedisServer
+) -> None:
+    """Sentinels may call it differently: the one that is asked decides where to connect."""
+    async with FaultyLine(server.url) as line:
+        with service(sentinel, server, by=slice(1)) as watched:
+            other = sentinel.sentinels[1]
+            other.command(
+                "SENTINEL", "MONITOR", watched.name, "127.0.0.1", line.port, 3
+            )
+            sentinels = asked(watched.name, sentinel.sentinels[:2])
+            heard: list[Master] = []
+            sentinels.on_master(heard.append)
+
+            names = [(await told(sentinels, number)).port for number in (0, 1, 0)]
+
+            watched.forget(other)
+    assert names == [server.port, line.port, server.port]
+    assert len(heard) == 1
+    assert not sentinels.has_handed_over(("127.0.0.1", server.port))
+
+
+async def test_the_failover_need_not_be_told(
+    sentinel: SentinelSet, server: RedisServer, own_server: RedisServer
+) -> None:
+    """To a user who may not ask for it, what was said last is right."""
+    user = f"u{secrets.token_hex(4)}"
+    first = sentinel.sentinels[0]
+    rules = ("-sentinel", "+sentinel|get-master-addr-by-name")
+    first.command("ACL", "SETUSER", user, "on", "nopass", "+@all", *rules)
+    with service(sentinel, own_server) as watched:
+        sentinels = asked(watched.name, [first], username=user, password=user)
+        before = await told(sentinels)
+        await watched.hand_over(server)
+        after = await told(sentinels)
+
+    assert before == Master("127.0.0.1", own_server.port, None)
+    assert after == Master("127.0.0.1", server.port, None)
+    assert sentinels.has_handed_over(("127.0.0.1", own_server.port))
+    first.command("ACL", "DELUSER", user)
+
+
+async def test_who_knew_is_asked_first_and_who_did_not_last(
+    sentinel: SentinelSet,
+) -> None:
+    """The others keep their order."""
+    sentinels = asked("s", sentinel.sentinels)
+    one, two, three = sentinels.addresses
+
+    sentinels.prefer(two)
+    assert sentinels.addresses == [two, one, three]
+    sentinels.put_last(two)
+    assert sentinels.addresses == [one, three, two]
+
+
+async def test_a_line_is_closed_whatever_becomes_of_it(sentinel: SentinelSet) -> None:
+    """Also when it broke meanwhile, or a question failed."""
+    first = sentinel.sentinels[0]
+    async with FaultyLine(first.url) as way:
+        sentinels = Sentinels(
+            "nobody", [{**arguments(way.url, 2.0)}], 0.1, clock=Clock()
+        )
+        with pytest.raises(ConnectionLostError, match="knows no service"):
+            await told(sentinels)
+        await eventually(lambda: way.open_connections == 0)
+
+        way.black_hole(only="replies")
+        with pytest.raises(ConnectionLostError):
+            await told(sentinels)
+        way.heal()
+
+        await eventually(lambda: way.open_connections == 0)
