@@ -73,6 +73,11 @@ class Load:
         self.sending = 0
         """Sends whose outcome is not known yet."""
 
+    @property
+    def held(self) -> int:
+        """Messages read and not settled."""
+        return sum(consumer.held for consumer in self.consumers)
+
     async def flows(self, messages: int = 40, limit: float = 8.0) -> None:
         """Wait until so many more messages have been handled."""
         before = self.ledger.handled.total()
@@ -96,7 +101,7 @@ class Load:
         ledger = self.ledger
         await eventually(lambda: not self.sending, limit)
         await eventually(lambda: not ledger.open and not ledger.running, limit)
-        await eventually(lambda: not any(item.held for item in self.consumers), limit)
+        await eventually(lambda: not self.held, limit)
 
     def go_on(self) -> None:
         """Produce again."""

@@ -11,9 +11,12 @@ from redis.exceptions import RedisError
 from aioredismq._keys import QueueKeys
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable
+    from collections.abc import Awaitable, Callable
+    from typing import TypeAlias
 
     from tests.support import Client
+
+    Tamper: TypeAlias = Callable[[Client, str], Awaitable[set[int]]]
 
 # In one step, so that it is known exactly what was there: the bodies in the first three keys, which
 # are streams, and in the others, which are hashes of packed fields.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from contextlib import AsyncExitStack
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING
 
 import pytest
 from anyio.to_thread import run_sync
@@ -17,12 +17,8 @@ from tests.chaos.ledger import judge
 from tests.chaos.load import CONCURRENCY, VISIBILITY, under_load
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
-
     from aioredismq.testing import RedisServer
     from tests.support import Client, Deployment
-
-    Tamper: TypeAlias = Callable[[Client, str], Awaitable[set[int]]]
 
 pytestmark = [pytest.mark.one_loop, pytest.mark.timeout(120)]
 
@@ -92,7 +88,7 @@ async def test_a_long_outage_is_sat_out(
         await load.flows(40, limit=10)
 
     print(f"went on after {took:.2f} s; {said} lines logged")  # noqa: T201 -- as the verdict
-    assert took < 4  # 2 s, and some for a busy machine
+    assert took < 2.5  # 2 s, and some for a busy machine
     assert said <= outage
     async with Redis.from_url(durable_server.url) as client:
         verdict = await judge(load.ledger, client, name)
@@ -114,7 +110,7 @@ async def test_tampering_is_mended_by_itself(
     look: Client,
     name: str,
     seed: int,
-    tamper: Tamper,
+    tamper: tampering.Tamper,
     most_repeated: int,
 ) -> None:
     """Scripts, connections, the group, the stream, everything: gone while in use, three times.
