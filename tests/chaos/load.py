@@ -102,6 +102,13 @@ class Load:
         await eventually(lambda: not self.sending, limit)
         await eventually(lambda: not ledger.open and not ledger.running, limit)
         await eventually(lambda: not self.held, limit)
+        # A lost lease may have left something to be taken over.
+        await eventually(self._nothing_is_pending, limit)
+
+    async def _nothing_is_pending(self) -> bool:
+        mine = f"{self.queue.name}_group"
+        groups = [one for one in await self.queue.groups() if one.name == mine]
+        return not any(one.pending or one.waiting for one in groups)
 
     def go_on(self) -> None:
         """Produce again."""
