@@ -298,6 +298,171 @@ async def test_many_at_once_do_not_get_in_each_others_way(
     assert len(written) == 751
 
 
+# Many messages from a source that pauses.
+
+
+class Slow:
+    """A source that gives what it is told to, and waits in between."""
+
+    def __init__(self) -> None:
+        """Nothing to give yet."""
+        self._coming: asyncio.Queue[int | None] = asyncio.Queue()
+        self.interruptions: list[BaseException] = []
+
+    def give(self, *bodies: int | None) -> None:
+        """Let it give these; None is its end."""
+        for body in bodies:
+            self._coming.put_nowait(body)
+
+    async def __aiter__(self) -> AsyncIterator[int]:
+        """Give them one by one."""
+        try:
+            while (body := await self._coming.get()) is not None:
+                yield body
+        except BaseException as error:
+            self.interruptions.append(error)
+            raise
+
+
+async def test_what_a_source_has_given_is_sent_when_it_pauses(
+    producer: Producer, name: str, client: Redis
+) -> None:
+    """Again and again, in order; the source does not notice."""
+    source = Slow()
+    sending = asyncio.create_task(producer.produce_many(source))
+    for bodies in ([0], [1, 2, 3], range(4, 200), [200]):
+        source.give(*bodies)
+        await until_stored(client, name, bodies[-1] + 1)
+    source.give(201, None)
+
+    ids = await sending
+
+    assert list((await stored(client, name)).items()) == [
+        (message_id, str(body)) for body, message_id in enumerate(ids)
+    ]
+    assert len(ids) == 202
+    assert not source.interruptions
+
+
+async def test_a_source_that_never_pauses_fills_its_chunks(
+    producer: Producer, client: Redis
+) -> None:
+    """However long it takes to give them."""
+
+    async def bodies() -> AsyncIterator[int]:
+        for number in range(1000):
+            await asyncio.sleep(0.0001)
+            yield number
+
+    await producer.produce("teaches the script")
+    before = await script_calls(client)
+
+    await producer.produce_many(bodies())
+
+    assert await script_calls(client) - before <= 20  # 16, and some for a busy machine
+
+
+async def test_a_pausing_source_may_be_cancelled(
+    producer: Producer, name: str, client: Redis
+) -> None:
+    """It hears of it once; what it had given is stored, and nothing goes on sending."""
+    source = Slow()
+    sending = asyncio.create_task(producer.produce_many(source))
+    source.give(0, 1)
+    await until_stored(client, name, 2)
+    sending.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await sending
+    await producer.produce(2)
+
+    assert [type(error) for error in source.interruptions] == [asyncio.CancelledError]
+    assert list((await stored(client, name)).values()) == ["0", "1", "2"]
+
+
+async def test_a_pausing_source_waits_for_room_too(
+    own_server: RedisServer, name: str
+) -> None:
+    """What it has given goes when there is some, while it still pauses."""
+    async with (
+        Redis.from_url(own_server.url, protocol=2) as client,
+        producer_with(own_server.url, name, max_waiting=1) as producer,
+    ):
+        own_server.pause()
+        first = asyncio.create_task(producer.produce("first"))
+        await asyncio.sleep(0)
+        source = Slow()
+        source.give(1)
+        sending = asyncio.create_task(producer.produce_many(source))
+        await asyncio.sleep(0.05)
+        own_server.resume()
+        await until_stored(client, name, 2)
+
+        source.give(None)
+        await asyncio.gather(first, sending)
+
+        assert list((await stored(client, name)).values()) == ["first", "1"]
+
+
+async def test_not_too_much_of_a_pausing_source_is_under_way(
+    own_server: RedisServer, name: str
+) -> None:
+    """As of one that does not pause: what else it gives is gathered."""
+    async with (
+        Redis.from_url(own_server.url, protocol=2) as client,
+        producer_with(own_server.url, name) as producer,
+    ):
+        source = Slow()
+        sending = asyncio.create_task(producer.produce_many(source))
+        own_server.pause()
+        for number in range(8):
+            source.give(number)
+            await asyncio.sleep(0.02)
+        assert producer._batcher is not None
+        under_way = len(producer._batcher._unresolved)
+        own_server.resume()
+        await until_stored(client, name, 8)
+        source.give(None)
+
+        assert len(await sending) == 8
+    assert under_way == 4
+
+
+@pytest.mark.parametrize("gives_more", [False, True])
+async def test_what_failed_in_a_pause_is_told_with_the_next_body(
+    own_server: RedisServer, name: str, *, gives_more: bool
+) -> None:
+    """Nothing more is sent, though a chunk is gathering already."""
+    async with (
+        Redis.from_url(own_server.url, protocol=2) as client,
+        producer_with(own_server.url, name) as producer,
+    ):
+        source = Slow()
+        sending = asyncio.create_task(producer.produce_many(source))
+        source.give(0)
+        await until_stored(client, name, 1)
+        await client.config_set("maxmemory", 1)
+        own_server.pause()
+        source.give(1)
+        assert producer._batcher is not None
+        unresolved = producer._batcher._unresolved
+        await eventually(lambda: bool(unresolved))
+        if gives_more:
+            source.give(2)
+            await asyncio.sleep(0)
+        own_server.resume()
+        await eventually(lambda: not unresolved)
+        await client.config_set("maxmemory", 0)
+        await asyncio.sleep(0.05)
+        source.give(3)
+
+        with pytest.raises(PublishManyError) as raised:
+            await sending
+
+        assert isinstance(raised.value.__cause__, ServerFullError)
+        assert len(raised.value.ids) == 3 + gives_more
+        await assert_told_truly(client, name, raised.value)
+
+
 # Many messages that stop in the middle.
 
 
@@ -407,7 +572,7 @@ async def test_a_full_server_stops_it(own_server: RedisServer, name: str) -> Non
         async def bodies() -> AsyncIterator[int]:
             for number in range(200):
                 if number == 95:
-                    await until_stored(client, name, 90)
+                    await until_stored(client, name, 95)
                     await client.config_set("maxmemory", 1)
                 taken.append(number)
                 yield number
@@ -418,7 +583,7 @@ async def test_a_full_server_stops_it(own_server: RedisServer, name: str) -> Non
 
         error = raised.value
         assert isinstance(error.__cause__, ServerFullError)
-        assert len(error.stored) == 90
+        assert len(error.stored) == 95
         assert len(error.ids) == len(taken) < 200
         assert not error.uncertain
         await assert_told_truly(client, name, error)
@@ -434,7 +599,7 @@ async def test_what_is_in_doubt_is_told(own_server: RedisServer, name: str) -> N
         async def bodies() -> AsyncIterator[int]:
             for number in range(45):
                 if number == 30:
-                    await until_stored(client, name, 20)
+                    await until_stored(client, name, 30)
                     own_server.pause()
                     assert producer._batcher is not None
                     be_hasty(producer._batcher)
@@ -446,11 +611,11 @@ async def test_what_is_in_doubt_is_told(own_server: RedisServer, name: str) -> N
 
     error = raised.value
     assert isinstance(error.__cause__, PublishUncertainError)
-    assert str(error).startswith("20 of 45 messages are stored: no answer within 0.1 s")
-    assert str(error).endswith("(25 more may be)")
-    assert error.ids[20:] == [None] * 25
-    assert error.uncertain == list(range(20, 45))
-    assert len(error.stored) == 20
+    assert str(error).startswith("30 of 45 messages are stored: no answer within 0.1 s")
+    assert str(error).endswith("(15 more may be)")
+    assert error.ids[30:] == [None] * 15
+    assert error.uncertain == list(range(30, 45))
+    assert len(error.stored) == 30
 
 
 async def test_a_cancelled_produce_many_leaves_no_noise(

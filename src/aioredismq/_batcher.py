@@ -162,12 +162,34 @@ class Batcher:
         Raises:
             BacklogError: As `append`.
         """
-        size = sum(len(part) for fields in messages for part in fields)
-        late: float | None = None
-        if self._closed or self._backlog.is_full(size):
+        future = self.submit_now(messages, times)
+        if future is None:
+            size = _size(messages)
             late = await self._wait_for_room(len(messages), size)
-        else:
-            self._backlog.add(len(messages), size)
+            future = self._submit(messages, size, times, late)
+        return future
+
+    def submit_now(
+        self, messages: Sequence[Sequence[bytes]], times: str = ""
+    ) -> asyncio.Future[list[str]] | None:
+        """Do as `submit_all` when there is room at once.
+
+        Returns:
+            None when there is no room, or the batcher is closed.
+        """
+        size = _size(messages)
+        if self._closed or self._backlog.is_full(size):
+            return None
+        self._backlog.add(len(messages), size)
+        return self._submit(messages, size, times, None)
+
+    def _submit(
+        self,
+        messages: Sequence[Sequence[bytes]],
+        size: int,
+        times: str,
+        late: float | None,
+    ) -> asyncio.Future[list[str]]:
         if self._open is not None:
             self._flush()
         batch = self._open_batch(late)
@@ -495,6 +517,10 @@ class Batcher:
             msg = "this batch is not being retried"
             raise MessageQueueError(msg)
         return await asyncio.shield(batch.whole)
+
+
+def _size(messages: Sequence[Sequence[bytes]]) -> int:
+    return sum(len(part) for fields in messages for part in fields)
 
 
 def _number(batch: Batch) -> int:

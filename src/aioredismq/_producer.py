@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections import deque
 from collections.abc import AsyncIterable, AsyncIterator, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
@@ -22,7 +23,6 @@ from ._errors import (
 from ._times import written
 
 if TYPE_CHECKING:
-    import asyncio
     from datetime import datetime
     from types import TracebackType
     from typing import Self
@@ -35,6 +35,12 @@ _LARGEST = 512 * 1024 * 1024
 # Batches of `produce_many` on their way at once: enough that the next one is encoded while the
 # answer of the last one comes back.
 _UNDER_WAY = 4
+
+# An asynchronous source that gives nothing for so long is waiting for something itself; what it
+# has given is not kept for a chunk to fill. Longer than a turn of a busy event loop.
+_PAUSE = 0.005
+# Without room it is looked at again after this.
+_NO_ROOM = 0.05
 
 
 class Producer:
@@ -154,6 +160,7 @@ class Producer:
 
         Args:
             bodies: Any iterable or asynchronous iterable; it is not held in memory as a whole.
+                When an asynchronous one pauses, what it has given is sent.
             headers: For each of them.
             delay: For each of them, as `produce`.
             at: For each of them, as `produce`.
@@ -173,52 +180,127 @@ class Producer:
             raise _closed(self._channel.keys.name)
         self._channel.connection.check()
         source = _each(bodies)
-        run = _Run(batcher, written(delay, at, expires))
         limit = min(self._config.max_batch, self._config.max_waiting)
-        chunk: list[tuple[bytes, ...]] = []
+        run = _Run(
+            batcher,
+            written(delay, at, expires),
+            limit=limit,
+            may_pause=source is bodies,
+        )
         size = taken = 0
         try:
             async for body in source:
                 taken += 1
                 fields = self._encode(body, headers, self._config.dumps)
                 mine = _size(fields)
+                chunk = run.chunk
                 if chunk and (
-                    len(chunk) >= limit or size + mine > self._config.max_batch_bytes
+                    len(chunk) >= run.limit
+                    or size + mine > self._config.max_batch_bytes
                 ):
-                    await run.send(chunk)
-                    chunk, size = [], 0
+                    await run.send()
+                    chunk = run.chunk
+                if not chunk:
+                    await run.begin()
+                    size = 0
                 chunk.append(fields)
                 size += mine
-            if chunk:
-                await run.send(chunk)
+            if run.chunk:
+                await run.send()
             await run.finish()
         except Exception as error:
             raise await run.failed(error, taken) from error
+        finally:
+            run.watch_no_more()
         return run.stored
 
 
 class _Run:
-    """One `produce_many`: chunks under way, in order, and what became of them."""
+    """One `produce_many`: what gathers, chunks under way, in order, and what became of them.
 
-    def __init__(self, batcher: Batcher, times: str) -> None:
+    Attributes:
+        chunk: Bodies that are not sent yet; another list once they are.
+        limit: Bodies in a chunk at most; 0 once one has failed, so that the next body finds out.
+    """
+
+    def __init__(
+        self, batcher: Batcher, times: str, *, limit: int, may_pause: bool
+    ) -> None:
+        self.chunk: list[tuple[bytes, ...]] = []
+        self.limit = limit
         self._batcher = batcher
         self._times = times
         self._under_way: deque[tuple[int, asyncio.Future[list[str]]]] = deque()
         self._ids: list[str | None] = []
         self._uncertain: list[int] = []
+        self._may_pause = may_pause
+        self._seen = (self.chunk, 0)
+        self._timer: asyncio.TimerHandle | None = None
 
     @property
     def stored(self) -> list[str]:
         return [message_id for message_id in self._ids if message_id is not None]
 
-    async def send(self, chunk: list[tuple[bytes, ...]]) -> None:
+    async def begin(self) -> None:
+        """Begin a chunk: find out what has failed meanwhile, and watch for a pause."""
+        await self._await_done()
+        if self._may_pause and self._timer is None:
+            self._seen = self.chunk, 1
+            self._look_after(_PAUSE)
+
+    async def send(self) -> None:
+        """Send the chunk once there is room."""
+        chunk = self._take_chunk()
+        if not self.limit:
+            await self.finish()  # which raises what has failed
+        await self._await_done()
         while len(self._under_way) >= _UNDER_WAY:
             await self._await_first()
         future = await self._batcher.submit_all(chunk, self._times)
         self._under_way.append((len(chunk), future))
 
+    def watch_no_more(self) -> None:
+        """Send nothing by itself any more."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _take_chunk(self) -> list[tuple[bytes, ...]]:
+        chunk, self.chunk = self.chunk, []
+        return chunk
+
+    def _look_after(self, seconds: float) -> None:
+        self._timer = asyncio.get_running_loop().call_later(seconds, self._look)
+
+    def _look(self) -> None:
+        """Send what there is if the source pauses; it is not touched by that."""
+        self._timer = None
+        if not self.chunk:
+            return  # the next one is watched again
+        chunk, count = self._seen
+        if self.chunk is not chunk or len(chunk) != count:
+            self._seen = self.chunk, len(self.chunk)
+            self._look_after(_PAUSE)
+            return
+        waiting = [future for _, future in self._under_way if not future.done()]
+        if any(map(_is_failed, self._under_way)):
+            self.limit = 0
+        elif len(waiting) >= _UNDER_WAY or not self._send_now():
+            self._look_after(_NO_ROOM)
+
+    def _send_now(self) -> bool:
+        future = self._batcher.submit_now(self.chunk, self._times)
+        if future is None:
+            return False
+        self._under_way.append((len(self._take_chunk()), future))
+        return True
+
     async def finish(self) -> None:
         while self._under_way:
+            await self._await_first()
+
+    async def _await_done(self) -> None:
+        while self._under_way and self._under_way[0][1].done():
             await self._await_first()
 
     async def _await_first(self) -> None:
@@ -236,6 +318,7 @@ class _Run:
 
     async def failed(self, cause: Exception, taken: int) -> PublishManyError:
         """Wait for what else is under way, then say what became of each."""
+        self.watch_no_more()
         while self._under_way:
             try:
                 await self._await_first()
@@ -247,6 +330,11 @@ class _Run:
         if self._uncertain:
             text += f" ({len(self._uncertain)} more may be)"
         return PublishManyError(text, self._ids, self._uncertain)
+
+
+def _is_failed(one: tuple[int, asyncio.Future[list[str]]]) -> bool:
+    _, future = one
+    return future.done() and (future.cancelled() or future.exception() is not None)
 
 
 def _each(bodies: Iterable[Any] | AsyncIterable[Any]) -> AsyncIterable[Any]:

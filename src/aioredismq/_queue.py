@@ -227,7 +227,8 @@ class RedisMessageQueue:
         """Send many messages in chunks and return their ids in order.
 
         Args:
-            bodies: Any iterable or asynchronous iterable.
+            bodies: Any iterable or asynchronous iterable; it is not held in memory as a whole.
+                When an asynchronous one pauses, what it has given is sent.
             headers: For each of them.
             delay: For each of them, as `produce`.
             at: For each of them, as `produce`.
