@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import asyncio
 import time
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
@@ -661,6 +662,24 @@ async def test_a_group_looks_at_its_pace_however_many_it_is(
         found = (await look(third)).entry
         assert found is not None
         assert found.id == entries[5].id
+
+
+async def test_what_a_missed_consumer_held_does_not_wait_for_its_page(
+    url: str, name: str, client: Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However much the living hold: they are seen at each renewal."""
+    monkeypatch.setattr(room_of_member, "_PAGE", 4)
+    async with belonging(url, name, client) as them:
+        held = [entry.id for entry in await them.deliver("busy", 20)]
+        missed = await them.deliver(OTHER, 3)
+        await asyncio.sleep(0.6)
+        await client.xclaim(name, GROUP, "busy", 0, held, justid=True)
+
+        found = [await look(them.one, visibility_timeout=0.5) for _ in missed]
+
+        assert [one.entry and one.entry.id for one in found] == [
+            one.id for one in missed
+        ]
 
 
 async def test_what_is_taken_over_keeps_nobody_from_the_next(

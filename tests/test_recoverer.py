@@ -12,6 +12,7 @@ from anyio import create_task_group, fail_after
 from aioredismq import QueueDeletedError, WrongKeyTypeError
 from aioredismq import _member as room_of_member
 from aioredismq import _recoverer as room_of_recoverer
+from aioredismq import _stream as room_of_stream
 from aioredismq._member import Member
 from aioredismq._outcome import DeadLetter
 from aioredismq._recoverer import Recoverer
@@ -333,6 +334,39 @@ async def test_it_stops_at_once(url: str, name: str, client: Redis) -> None:
             await asyncio.sleep(0)
 
         assert time.monotonic() - begun < 0.1
+
+
+async def test_what_a_lost_group_has_held_back_is_swept_page_by_page(
+    url: str, name: str, client: Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Everybody else has settled it; looks go on meanwhile."""
+    monkeypatch.setattr(room_of_recoverer, "_RETIRE_EVERY", 0.0)
+    monkeypatch.setattr(room_of_recoverer, "_NEXT_SWEPT", 0.01)
+    monkeypatch.setattr(room_of_stream, "_PAGE", 10)
+    async with recovering(url, name, client) as work:
+        entries = await deliver(work.stream, client, GROUP, ONE, *[b"x"] * 45)
+        await client.xack(name, GROUP, *[entry.id for entry in entries[5:]])
+
+        async def is_swept() -> bool:
+            return int(await client.xlen(name)) == 5
+
+        async with looking(work):
+            await eventually(is_swept)
+            await work.abandon()
+            await eventually(lambda: len(work.suspects) == 1)
+
+
+async def test_one_sweep_is_enough_for_all_consumers(
+    url: str, name: str, client: Redis
+) -> None:
+    """It looks at all that is stored, which may be much."""
+    async with recovering(url, name, client) as work:
+        entries = await work.abandon(3)
+        assert await work.stream.sweep_page("-", every=60) == ("", 0)
+        await client.xack(name, GROUP, *[entry.id for entry in entries])
+
+        assert await work.stream.sweep_page("-", every=60) == ("", 0)
+        assert await work.stream.sweep_page("-") == ("", 3)
 
 
 async def test_names_of_the_dead_are_removed_now_and_then(

@@ -31,7 +31,7 @@ logger = logging.getLogger("aioredismq")
 # and this; 12 commands a minute.
 _PAUSE = 5.0
 # Seconds between looks for names of consumers that are gone, and how long those did nothing: a
-# name costs some 100 bytes, so there is no hurry.
+# name costs some 100 bytes, so there is no hurry. As often one of a queue's consumers sweeps.
 _RETIRE_EVERY = 300.0
 _RETIRE_AFTER = 3600.0
 # Seconds without a take-over after which the next one is news.
@@ -41,6 +41,8 @@ _FRESH = 0.5
 # While there is more to look at, and a little more than the pace of the group (see _member): so
 # one consumer goes on, and the others look again when it is their turn anyway.
 _NEXT_PAGE = 0.05
+# Between the pages of a sweep, each some 2.5 ms of the server's time.
+_NEXT_SWEPT = 0.1
 
 _Following: TypeAlias = Literal["later", "page", "mend"]
 
@@ -97,6 +99,7 @@ class Recoverer:
         self._running: Entry | None = None
         self._tell_at = 0.0
         self._retire_at = time.monotonic() + random.uniform(0, _RETIRE_EVERY)
+        self._sweep_from = ""
 
     def stop(self) -> None:
         """Take over nothing more; `run()` ends."""
@@ -112,10 +115,10 @@ class Recoverer:
         following: _Following = "later"
         is_gone = False
         while not self._stopped.is_set():
-            await self._wait(following)
-            if self._stopped.is_set():
-                return
             try:
+                await self._wait(following)
+                if self._stopped.is_set():
+                    return
                 if is_gone:
                     await self._mend()
                     is_gone = False
@@ -130,16 +133,31 @@ class Recoverer:
                 is_gone, following = True, "mend"
 
     async def _wait(self, following: _Following) -> None:
-        """Wait for the next look. A page is worth it only when what it has may be taken over."""
+        """Wait for the next look, and sweep meanwhile if it is time for that.
+
+        A page is worth a look only when what it has may be taken over.
+        """
         due = time.monotonic() + random.uniform(self._pause * 0.5, self._pause)
-        pause = self._pause if following == "later" else _NEXT_PAGE
         while not self._stopped.is_set() and (left := due - time.monotonic()) > 0:
-            with move_on_after(min(pause, left)):
-                await self._stopped.wait()
-            if following == "mend" or (
-                following == "page" and self._take_until() is not None
+            pause = _NEXT_SWEPT if self._sweep_from else self._pause
+            with move_on_after(
+                min(left, pause if following == "later" else _NEXT_PAGE)
             ):
+                await self._stopped.wait()
                 return
+            if following == "mend":
+                return
+            if following == "page" and self._take_until() is not None:
+                return
+            if following == "later" and self._sweep_from:
+                await self._sweep()
+
+    async def _sweep(self) -> None:
+        """Take off a page of what every group has settled."""
+        start, self._sweep_from = self._sweep_from, ""
+        self._sweep_from, _ = await self._member.stream.sweep_page(
+            start, every=_RETIRE_EVERY
+        )
 
     async def _retire(self) -> None:
         """Remove names nobody uses any more, now and then."""
@@ -150,7 +168,7 @@ class Recoverer:
             inactive=max(_RETIRE_AFTER, 4 * self._visibility_timeout),
             retention=self._retention,
         )
-        await self._member.stream.sweep()
+        self._sweep_from = "-"
         if retired:
             logger.info(
                 "removed %d unused consumer names of %s", retired, self._member.group

@@ -227,15 +227,30 @@ class Stream:
         Settling does that by itself; what is left is what a group that is gone has held back.
         Dead letters stay: what is settled of them and still there has failed again.
         """
-        if self.keys.stream == self.keys.dead:
-            return 0
         start, removed = "-", 0
         while start:
-            following, count = await self._run(
-                scripts.SWEEP, [self.keys.stream], [start, _PAGE]
-            )
-            start, removed = following.decode(), removed + count
+            start, count = await self.sweep_page(start)
+            removed += count
         return removed
+
+    async def sweep_page(self, start: str, *, every: float = 0.0) -> tuple[str, int]:
+        """Take off what every group has settled of one page.
+
+        Args:
+            start: Where to begin; `-` for the beginning.
+            every: Begin no sweep within so many seconds of another, whoever made it.
+
+        Returns:
+            Where to go on, or an empty string at the end; and how many entries went.
+        """
+        if self.keys.stream == self.keys.dead:
+            return "", 0
+        following, removed = await self._run(
+            scripts.SWEEP,
+            [self.keys.stream, self.keys.queue],
+            [start, _PAGE, int(every * 1000)],
+        )
+        return following.decode(), removed
 
     async def delete(self) -> bool:
         """Remove the stream, its dead letters, and all that belongs to its groups.

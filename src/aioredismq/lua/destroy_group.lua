@@ -10,7 +10,7 @@ local there = redis.call('XGROUP', 'DESTROY', KEYS[1], ARGV[1])
 local name = 'group:' .. ARGV[1]
 local generation = redis.call('HGET', KEYS[2], name)
 redis.call('HDEL', KEYS[2], name, 'place:' .. ARGV[1], 'visibility:' .. ARGV[1],
-  'looked:' .. ARGV[1], 'cursor:' .. ARGV[1], 'lane-cursor:' .. ARGV[1])
+  'looked:' .. ARGV[1], 'missed:' .. ARGV[1], 'cursor:' .. ARGV[1], 'lane-cursor:' .. ARGV[1])
 if generation then
   redis.call('HSET', KEYS[3], generation, 1)
   redis.call('PEXPIRE', KEYS[3], ARGV[3])

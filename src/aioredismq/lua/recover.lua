@@ -1,7 +1,9 @@
 -- recover: take over one entry whose consumer stopped renewing its lease, marked as a suspect: the
 -- message its process may have died of. Looks at one bounded page a call, from where the last call of
 -- any consumer ended, and refuses to be asked too often, so that a million pending entries never hold
--- the server. Where the group stands is written down on the way.
+-- the server. While there are more than a page, what consumers hold that were not seen for so long is
+-- looked for apart, or it would have to wait until its page comes. Where the group stands is written
+-- down on the way.
 -- The mark is the delivery count: it is set without a delivery, passes under a full memory, and goes
 -- with XACK. 1000 + crashes: marked; abandoned again, it is charged one crash. 500 + crashes: it was
 -- marked and still runs, but another suspect has started since, so nobody could say which one killed.
@@ -23,9 +25,10 @@ local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
 local may_take = now <= tonumber(ARGV[5])
 local said_name, looked_name = 'visibility:' .. ARGV[1], 'looked:' .. ARGV[1]
+local missed_name = 'missed:' .. ARGV[1]
 local cursor_names = {'cursor:' .. ARGV[1], 'lane-cursor:' .. ARGV[1]}
 local known = redis.call(
-  'HMGET', KEYS[3], said_name, looked_name, cursor_names[1], cursor_names[2])
+  'HMGET', KEYS[3], said_name, looked_name, cursor_names[1], cursor_names[2], missed_name)
 local said, starts = known[1], {known[3] or '-', known[4] or '-'}
 local to_remember = {}
 
@@ -49,9 +52,13 @@ local function remember()
   if #to_remember > 0 then redis.pcall('HSET', KEYS[3], unpack(to_remember)) end
 end
 
+local function is_within(said_at, ms)
+  local since = now - (tonumber(said_at or '') or 0)
+  return since >= 0 and since < ms
+end
+
 -- Somebody of the group has just looked, and goes on.
-local since = now - (tonumber(known[2] or '') or 0)
-if may_take and since >= 0 and since < tonumber(ARGV[8]) then
+if may_take and is_within(known[2], tonumber(ARGV[8])) then
   remember()
   return {false, 0, 0, 0}
 end
@@ -67,6 +74,39 @@ local function crashes_of(fields, in_lane)
 end
 
 local taken, crashes, from_lane, more = false, 0, 0, 0
+
+local function take(at, pending)
+  local key, id, count = KEYS[at], pending[1], pending[4]
+  local entry = redis.call('XRANGE', key, id, id)[1]
+  if not entry then
+    redis.call('XACK', key, ARGV[1], id)
+    return
+  end
+  crashes = crashes_of(entry[2], at == 2)
+  if count >= MARK then
+    crashes = math.max(crashes, count - MARK + 1)
+  elseif count >= UNSURE then
+    crashes = math.max(crashes, count - UNSURE)
+  end
+  redis.call('XCLAIM', key, ARGV[1], ARGV[2], 0, id, 'RETRYCOUNT', MARK + crashes, 'JUSTID')
+  taken, from_lane = entry, at - 1
+end
+
+-- Whoever lives and holds something renews it, and is seen by that.
+local function take_of_missed(at)
+  for _, info in ipairs(redis.call('XINFO', 'CONSUMERS', KEYS[at], ARGV[1])) do
+    local name = field(info, 'name')
+    if name ~= ARGV[2] and field(info, 'pending') > 0 and field(info, 'idle') >= idle then
+      local page = redis.call('XPENDING', KEYS[at], ARGV[1], 'IDLE', idle, '-', '+', 10, name)
+      for _, pending in ipairs(page) do
+        take(at, pending)
+        if taken then return end
+      end
+    end
+  end
+end
+
+local looks_for_missed = not is_within(known[5], 1000)
 for at = 1, 2 do
   if taken or not may_take then break end
   local key, start = KEYS[at], starts[at]
@@ -78,24 +118,16 @@ for at = 1, 2 do
   local following = '-'
   if #page == page_size then following = '(' .. page[#page][1]; more = 1 end
   for _, pending in ipairs(page) do
-    local id, owner, unrenewed, count = pending[1], pending[2], pending[3], pending[4]
+    local id, owner, unrenewed = pending[1], pending[2], pending[3]
     if owner ~= ARGV[2] and unrenewed >= idle then
-      local entry = redis.call('XRANGE', key, id, id)[1]
-      if not entry then
-        redis.call('XACK', key, ARGV[1], id)
-      else
-        crashes = crashes_of(entry[2], at == 2)
-        if count >= MARK then
-          crashes = math.max(crashes, count - MARK + 1)
-        elseif count >= UNSURE then
-          crashes = math.max(crashes, count - UNSURE)
-        end
-        redis.call('XCLAIM', key, ARGV[1], ARGV[2], 0, id, 'RETRYCOUNT', MARK + crashes, 'JUSTID')
-        taken, from_lane, following, more = entry, at - 1, '(' .. id, 1
+      take(at, pending)
+      if taken then
+        following, more = '(' .. id, 1
         break
       end
     end
   end
+  if not taken and #page == page_size and looks_for_missed then take_of_missed(at) end
   if following ~= start then
     to_remember[#to_remember + 1] = cursor_names[at]
     to_remember[#to_remember + 1] = following
@@ -112,11 +144,14 @@ if taken and ARGV[6] ~= '' then
 end
 
 if more == 1 and not taken then
-  to_remember[#to_remember + 1] = looked_name
-  to_remember[#to_remember + 1] = string.format('%.0f', now)
+  local names = looks_for_missed and {looked_name, missed_name} or {looked_name}
+  for _, name in ipairs(names) do
+    to_remember[#to_remember + 1] = name
+    to_remember[#to_remember + 1] = string.format('%.0f', now)
+  end
 end
 remember()
--- Once a round, which a long list takes a while for.
+-- Once a round, which takes a while with a long list.
 if not may_take or starts[1] == '-' then
   local failure = write_place(KEYS[1], KEYS[3], KEYS[4], ARGV[1])
   if failure then return failure end
