@@ -14,6 +14,27 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
+# What is tried behind Sentinel and in a Cluster, too, when there is not much time.
+_EVERYWHERE = {"test_what_a_killed_process_held_is_taken_over"}
+
+
+def pytest_collection_modifyitems(
+    config: pytest.Config, items: list[pytest.Item]
+) -> None:
+    """Let most of what processes go through do on a single server, unless there is time."""
+    if config.getoption("--long"):
+        return
+    spared = {
+        item
+        for item in items
+        if item.path.name == "test_processes.py"
+        and ("sentinel" in item.name or "cluster" in item.name)
+        and getattr(item, "originalname", "") not in _EVERYWHERE
+    }
+    config.hook.pytest_deselected(items=list(spared))
+    items[:] = [item for item in items if item not in spared]
+
+
 @pytest.fixture
 def durable_server(server_path: Path | None) -> Iterator[RedisServer]:
     """A server for one test, which keeps every write through a kill."""

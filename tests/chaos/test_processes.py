@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from aioredismq.testing import RedisServer
-    from tests.support import Client
+    from tests.support import Client, Deployment
 
 pytestmark = [pytest.mark.one_loop, pytest.mark.timeout(120)]
 
@@ -36,14 +36,14 @@ class Crew:
     def __init__(self, stack: ExitStack, url: str, name: str) -> None:
         """Whatever is started ends with the stack."""
         self._stack = stack
-        self._url = url
+        self.url = url
         self._name = name
         self.workers: list[Program] = []
 
     async def start(self, **settings: Any) -> Program:
         """Start a worker, and wait until it is about to consume."""
         settings = {"visibility_timeout": VISIBILITY, "concurrency": 4, **settings}
-        arguments = (self._url, self._name, json.dumps(settings))
+        arguments = (self.url, self._name, json.dumps(settings))
         program = Program("-m", "tests.chaos.worker", *arguments, env={})
         worker = self._stack.enter_context(program)
         self.workers.append(worker)
@@ -78,10 +78,10 @@ class Crew:
 
 
 @pytest.fixture
-def crew(url: str, name: str) -> Iterator[Crew]:
+def crew(deployment: Deployment, name: str) -> Iterator[Crew]:
     """Workers of a fresh queue."""
     with ExitStack() as stack:
-        yield Crew(stack, url, name)
+        yield Crew(stack, deployment.url, name)
 
 
 async def is_settled(client: Client, name: str) -> bool:
@@ -97,15 +97,15 @@ async def is_settled(client: Client, name: str) -> bool:
     "place", ["stream", pytest.param("lane", marks=pytest.mark.long)]
 )
 async def test_what_a_killed_process_held_is_taken_over(
-    url: str, name: str, client: Client, crew: Crew, place: str
+    name: str, look: Client, crew: Crew, place: str
 ) -> None:
     """Within the visibility timeout and a few seconds, by one that was idle; nobody produces."""
     fails = int(place == "lane")
     victim = await crew.start(works_as="hang")
-    async with RedisMessageQueue(name, url) as queue:
+    async with RedisMessageQueue(name, crew.url) as queue:
         await queue.produce_many([{"number": n, "fails": fails} for n in range(4)])
         await eventually(lambda: crew.said("begin").total() == 4 * (fails + 1))
-        pending = await left(client, name)
+        pending = await left(look, name)
         assert (pending.pending, pending.pending_lane) == (4 - 4 * fails, 4 * fails)
         survivor = await crew.start()
 
@@ -114,14 +114,14 @@ async def test_what_a_killed_process_held_is_taken_over(
         await eventually(lambda: crew.said("end").total() == 4, VISIBILITY + 10)
 
         assert time.monotonic() - killed > VISIBILITY / 2
-        await eventually(lambda: is_settled(client, name))
+        await eventually(lambda: is_settled(look, name))
         assert set(crew.said("end", survivor).values()) == {1}
         assert crew.attempts(survivor) == {str(fails + 1)}  # a delivery is no attempt
         assert await queue.dead_letters.count() == 0
 
 
 async def test_a_process_killed_by_its_message_takes_nothing_with_it(
-    url: str, name: str, client: Client, crew: Crew
+    name: str, look: Client, crew: Crew
 ) -> None:
     """The killer: once beside others, three times marked, then dead. All others are handled.
 
@@ -131,7 +131,7 @@ async def test_a_process_killed_by_its_message_takes_nothing_with_it(
         crew.keep_working(2, concurrency=8, visibility_timeout=1)
     )
     try:
-        async with RedisMessageQueue(name, url) as queue:
+        async with RedisMessageQueue(name, crew.url) as queue:
             await queue.produce({"number": 0, "seconds": 3})
             await queue.produce_many(
                 [{"number": n, "seconds": 0.05} for n in range(1, 9)]
@@ -139,13 +139,13 @@ async def test_a_process_killed_by_its_message_takes_nothing_with_it(
             await queue.produce({"number": 99, "do": "kill"})
             await queue.produce_many([{"number": n} for n in range(9, 20)])
 
-            await eventually(lambda: has_letters(client, name), 40)
+            await eventually(lambda: has_letters(look, name), 40)
             await eventually(lambda: set(crew.said("end")) == set(range(20)), 10)
-            await eventually(lambda: is_settled(client, name), 10)
+            await eventually(lambda: is_settled(look, name), 10)
     finally:
         working.cancel()
 
-    [letter] = await dead_letters(client, name)
+    [letter] = await dead_letters(look, name)
     assert json.loads(letter[b"body"])["number"] == 99
     assert (letter[b"mq-reason"], letter[b"mq-crashes"]) == (b"crashed", b"3")
     assert crew.said("begin")[99] == 4
@@ -155,26 +155,26 @@ async def test_a_process_killed_by_its_message_takes_nothing_with_it(
     assert max(crew.said("begin").values()) <= 5
 
 
-async def has_letters(client: Client, name: str) -> bool:
+async def has_letters(look: Client, name: str) -> bool:
     """Say whether something has died."""
-    return bool(await dead_letters(client, name))
+    return bool(await dead_letters(look, name))
 
 
 @pytest.mark.long
 @pytest.mark.parametrize("deed", ["exit", "kill"])
 async def test_however_a_message_ends_its_process_it_runs_four_times(
-    url: str, name: str, client: Client, crew: Crew, deed: str
+    name: str, look: Client, crew: Crew, deed: str
 ) -> None:
     """`os._exit` and the system's killer: no handler, no `finally` comes in between."""
     working = asyncio.ensure_future(crew.keep_working(1, visibility_timeout=0.5))
     try:
-        async with RedisMessageQueue(name, url) as queue:
+        async with RedisMessageQueue(name, crew.url) as queue:
             await queue.produce({"number": 1, "do": deed})
-            await eventually(lambda: has_letters(client, name), 25)
+            await eventually(lambda: has_letters(look, name), 25)
     finally:
         working.cancel()
 
-    [letter] = await dead_letters(client, name)
+    [letter] = await dead_letters(look, name)
     assert letter[b"mq-reason"] == b"crashed"
     assert letter[b"mq-attempt"] == b"0"
     assert crew.said("begin") == {1: 4}
@@ -184,18 +184,18 @@ async def test_however_a_message_ends_its_process_it_runs_four_times(
 
 
 async def test_a_slow_handler_keeps_its_message(
-    url: str, name: str, client: Client, crew: Crew
+    name: str, look: Client, crew: Crew
 ) -> None:
     """Several visibility timeouts long, with idle processes that would take it over."""
     for _ in range(2):
         await crew.start(visibility_timeout=0.5)
-    async with RedisMessageQueue(name, url) as queue:
+    async with RedisMessageQueue(name, crew.url) as queue:
         await queue.produce_many(
             [{"number": n, "seconds": 1.5, "fails": n % 2} for n in range(4)]
         )
 
         await eventually(lambda: crew.said("end").total() == 4, 8)
-        await eventually(lambda: is_settled(client, name))
+        await eventually(lambda: is_settled(look, name))
 
     assert crew.said("begin") == {0: 1, 1: 2, 2: 1, 3: 2}
     assert not any("is lost" in line for one in crew.workers for line in one.errors)
@@ -210,7 +210,7 @@ async def test_a_slow_handler_keeps_its_message(
     ],
 )
 async def test_a_process_that_wakes_up_late_may_only_acknowledge(
-    url: str, name: str, client: Client, crew: Crew, deed: str
+    name: str, look: Client, crew: Crew, deed: str
 ) -> None:
     """It was stopped, its message was taken over and still runs there, and it goes on.
 
@@ -218,7 +218,7 @@ async def test_a_process_that_wakes_up_late_may_only_acknowledge(
     retry and its dead letter change nothing: the second process settles the message.
     """
     stopped = await crew.start(concurrency=1, works_as=deed)
-    async with RedisMessageQueue(name, url) as queue:
+    async with RedisMessageQueue(name, crew.url) as queue:
         await queue.produce({"number": 1, "seconds": 0.3})
         await eventually(lambda: crew.said("begin").total() == 1)
         stopped.send(signal.SIGSTOP)
@@ -232,28 +232,28 @@ async def test_a_process_that_wakes_up_late_may_only_acknowledge(
         await eventually(lambda: "event loop was blocked" in "".join(stopped.errors))
         if deed == "end":
             await eventually(lambda: crew.said("end", stopped) == {1: 1})
-            await eventually(lambda: is_gone(client, name, 1))
+            await eventually(lambda: is_gone(look, name, 1))
             second.process.kill()
             await crew.start()
             await eventually(lambda: 2 in crew.said("end"), VISIBILITY + 12)
-        await eventually(lambda: is_settled(client, name), 6)
+        await eventually(lambda: is_settled(look, name), 6)
 
         assert crew.said("begin")[1] == 2
         assert await queue.dead_letters.count() == 0
 
 
 async def test_a_process_that_wakes_up_late_starts_nothing_others_have(
-    url: str, name: str, client: Client, crew: Crew
+    name: str, look: Client, crew: Crew
 ) -> None:
     """It had read ahead, and others have handled that meanwhile: it begins none of it."""
     stopped = await crew.start(visibility_timeout=1)
-    async with RedisMessageQueue(name, url) as queue:
+    async with RedisMessageQueue(name, crew.url) as queue:
         await queue.produce_many([{"number": n, "seconds": 0.01} for n in range(400)])
         await eventually(lambda: crew.said("end").total() > 100)
         stopped.send(signal.SIGSTOP)
-        held = (await left(client, name)).pending
+        held = (await left(look, name)).pending
         second = await crew.start(visibility_timeout=1, concurrency=16)
-        await eventually(lambda: is_settled(client, name), 60)
+        await eventually(lambda: is_settled(look, name), 60)
         begun = crew.said("begin", stopped)
 
         stopped.send(signal.SIGCONT)
@@ -261,7 +261,7 @@ async def test_a_process_that_wakes_up_late_starts_nothing_others_have(
         await eventually(lambda: "event loop was blocked" in "".join(stopped.errors))
         await queue.produce_many([{"number": n} for n in range(400, 440)])
         await eventually(lambda: len(crew.said("end")) == 440, 6)
-        await eventually(lambda: is_settled(client, name), 6)
+        await eventually(lambda: is_settled(look, name), 6)
 
     assert held > 8
     assert max(crew.said("begin", stopped).values()) == 1
@@ -272,11 +272,11 @@ async def test_a_process_that_wakes_up_late_starts_nothing_others_have(
 
 
 async def test_a_process_that_gets_its_message_back_does_not_run_it_twice(
-    url: str, name: str, client: Client, crew: Crew
+    name: str, look: Client, crew: Crew
 ) -> None:
     """Whoever had taken it over was killed; the first handler still runs, and settles it."""
     first = await crew.start(visibility_timeout=1)
-    async with RedisMessageQueue(name, url) as queue:
+    async with RedisMessageQueue(name, crew.url) as queue:
         await queue.produce({"number": 1, "seconds": 12})
         await eventually(lambda: crew.said("begin").total() == 1)
         first.send(signal.SIGSTOP)
@@ -288,24 +288,24 @@ async def test_a_process_that_gets_its_message_back_does_not_run_it_twice(
         second.process.kill()
         await eventually(lambda: "took over entry" in "".join(first.errors), 10)
         await eventually(lambda: crew.said("end", first) == {1: 1}, 15)
-        await eventually(lambda: is_settled(client, name), 3)
+        await eventually(lambda: is_settled(look, name), 3)
 
         assert await queue.dead_letters.count() == 0
     assert crew.said("begin") == {1: 2}
 
 
-async def is_gone(client: Client, name: str, number: int) -> bool:
+async def is_gone(look: Client, name: str, number: int) -> bool:
     """Say whether a message is stored in the stream no more."""
-    entries = await client.xrange(name)
+    entries = await look.xrange(name)
     return all(json.loads(fields[b"body"])["number"] != number for _, fields in entries)
 
 
 async def test_a_lost_lease_cancels_a_handler_that_wants_it(
-    url: str, name: str, client: Client, crew: Crew
+    name: str, look: Client, crew: Crew
 ) -> None:
     """Its message is another's now: it stops, and changes nothing."""
     stopped = await crew.start(works_as="hang", on_lost_lease="cancel", concurrency=1)
-    async with RedisMessageQueue(name, url) as queue:
+    async with RedisMessageQueue(name, crew.url) as queue:
         await queue.produce({"number": 1})
         await eventually(lambda: crew.said("begin").total() == 1)
         stopped.send(signal.SIGSTOP)
@@ -315,7 +315,7 @@ async def test_a_lost_lease_cancels_a_handler_that_wants_it(
         stopped.send(signal.SIGCONT)
 
         await eventually(lambda: crew.said("cancelled", stopped) == {1: 1})
-        await eventually(lambda: is_settled(client, name))
+        await eventually(lambda: is_settled(look, name))
         await queue.produce({"number": 2})
         await eventually(lambda: crew.said("begin")[2] == 1)
         assert crew.said("begin")[1] == 2
@@ -323,11 +323,11 @@ async def test_a_lost_lease_cancels_a_handler_that_wants_it(
 
 
 async def test_a_blocked_event_loop_is_warned_about_in_its_log(
-    url: str, name: str, crew: Crew
+    name: str, crew: Crew
 ) -> None:
     """With its length; a message that renews its lease before has that long."""
     worker = await crew.start()
-    async with RedisMessageQueue(name, url) as queue:
+    async with RedisMessageQueue(name, crew.url) as queue:
         await queue.produce({"number": 1, "do": "extend", "seconds": 0.2})
         await eventually(lambda: crew.said("end") == {1: 1})
         await queue.produce({"number": 2, "do": "block", "seconds": 1.7})
@@ -341,14 +341,14 @@ async def test_a_blocked_event_loop_is_warned_about_in_its_log(
 
 
 async def test_a_process_told_to_go_leaves_nothing_behind(
-    url: str, name: str, client: Client, crew: Crew
+    name: str, look: Client, crew: Crew
 ) -> None:
     """Under load: it ends with 0 in time, and the other has what it had not started, at once."""
     # Quick at first, so that it reads ahead; then slow.
     quick = [{"number": n} for n in range(1000, 1500)]
     slow = [{"number": n, "seconds": 0.3} for n in range(40)]
     leaving = await crew.start(shutdown_timeout=5)
-    async with RedisMessageQueue(name, url) as queue:
+    async with RedisMessageQueue(name, crew.url) as queue:
         await queue.produce_many([*quick, *slow])
         await eventually(lambda: any(n < 40 for n in crew.said("begin")))
 
@@ -357,24 +357,24 @@ async def test_a_process_told_to_go_leaves_nothing_behind(
         code = await asyncio.to_thread(leaving.end, 6)
 
         assert (code, time.monotonic() - told < 5) == (0, True)
-        now = await left(client, name)
+        now = await left(look, name)
         assert (now.pending, now.pending_lane, now.names) == (0, 0, ())
         begun = crew.said("begin", leaving)
         assert crew.said("end", leaving) == begun  # each that had begun has ended
         other = await crew.start(concurrency=40)
         await eventually(lambda: len(crew.said("begin")) == 540, 1.5)
-        await eventually(lambda: is_settled(client, name))
+        await eventually(lambda: is_settled(look, name))
 
     assert crew.said("end").total() == 540  # once each
     assert crew.attempts(other) == {"1"}
 
 
 async def test_what_does_not_end_in_time_is_cut_off_and_handed_back(
-    url: str, name: str, client: Client, crew: Crew
+    name: str, look: Client, crew: Crew
 ) -> None:
     """No attempt is counted for it."""
     leaving = await crew.start(works_as="hang", shutdown_timeout=0.3)
-    async with RedisMessageQueue(name, url) as queue:
+    async with RedisMessageQueue(name, crew.url) as queue:
         await queue.produce_many([{"number": n} for n in range(6)])
         await eventually(lambda: crew.said("begin").total() == 4)
 
@@ -383,10 +383,10 @@ async def test_what_does_not_end_in_time_is_cut_off_and_handed_back(
 
         assert code == 0
         assert crew.said("cancelled").total() == 4
-        assert (await left(client, name)).names == ()
+        assert (await left(look, name)).names == ()
         other = await crew.start()
         await eventually(lambda: crew.said("end", other).total() == 6, 1)
-        await eventually(lambda: is_settled(client, name))
+        await eventually(lambda: is_settled(look, name))
         assert crew.attempts(other) == {"1"}
 
 
@@ -395,11 +395,11 @@ async def test_what_does_not_end_in_time_is_cut_off_and_handed_back(
 
 @pytest.mark.long
 async def test_ten_processes_share_a_group_and_outlive_three_kills(
-    url: str, name: str, client: Client, crew: Crew
+    name: str, look: Client, crew: Crew
 ) -> None:
     """Each message is handled; twice only what the killed ones had under way."""
     await asyncio.gather(*[crew.start() for _ in range(10)])
-    async with RedisMessageQueue(name, url) as queue:
+    async with RedisMessageQueue(name, crew.url) as queue:
         sending = asyncio.ensure_future(
             queue.produce_many([{"number": n, "seconds": 0.02} for n in range(1500)])
         )
@@ -410,7 +410,7 @@ async def test_ten_processes_share_a_group_and_outlive_three_kills(
             victim.process.kill()
         await sending
         await eventually(lambda: len(crew.said("end")) == 1500, 15)
-        await eventually(lambda: is_settled(client, name), 15)
+        await eventually(lambda: is_settled(look, name), 15)
         assert await queue.dead_letters.count() == 0
 
     assert crew.said("end").total() - 1500 <= 3 * 4
@@ -420,7 +420,7 @@ async def test_ten_processes_share_a_group_and_outlive_three_kills(
         one.send(signal.SIGTERM)
     codes = [await asyncio.to_thread(one.end, 12) for one in living]
     assert codes == [0] * 7
-    assert len((await left(client, name)).names) in range(3, 7)  # of the killed ones
+    assert len((await left(look, name)).names) in range(3, 7)  # of the killed ones
 
 
 @pytest.mark.parametrize(
