@@ -1233,7 +1233,8 @@ async def test_what_was_lost_and_then_refused_is_in_doubt(
 
 def grow_old(batcher: Batcher, seconds: float) -> None:
     """Let so much time pass for what is not answered."""
-    for batch in {*batcher._unresolved.values(), *batcher._uncertain.values()}:
+    uncertain = batcher._memory._uncertain.values()
+    for batch in {*batcher._unresolved.values(), *uncertain}:
         if batch.first_sent is not None:
             batch.first_sent -= seconds
 
@@ -1330,7 +1331,7 @@ async def test_a_doubt_that_grows_old_while_it_is_retried_is_stored_once(
         retrying = asyncio.create_task(doubt.retry())
         await asyncio.sleep(0)
         grow_old(batcher, 400)
-        monkeypatch.setattr(room, "_STEP", 1)
+        monkeypatch.setattr("aioredismq._memory._STEP", 1)
         meanwhile = send(batcher, *range(200))
         await asyncio.sleep(0)
         line.heal()
@@ -1380,7 +1381,7 @@ async def test_an_error_that_is_kept_does_not_make_the_server_remember_for_ever(
 
 
 async def test_memory_is_renewed_now_and_then(
-    batcher: Batcher, name: str, client: Redis, monkeypatch: pytest.MonkeyPatch
+    batcher: Batcher, name: str, client: Redis
 ) -> None:
     """Not by each send, which would be a call more, but long before it ends."""
     await batcher.append(*plain(1))
@@ -1389,7 +1390,7 @@ async def test_memory_is_renewed_now_and_then(
 
     await batcher.append(*plain(2))
     soon = await client.pttl(memory)
-    monkeypatch.setattr(batcher, "_renewed", batcher._loop.time() - 60)
+    batcher._memory._renewed -= 60
     await batcher.append(*plain(3))
     later = await client.pttl(memory)
 
@@ -1398,14 +1399,14 @@ async def test_memory_is_renewed_now_and_then(
 
 
 async def test_a_renewal_that_was_refused_is_made_up_for(
-    batcher: Batcher, name: str, client: Redis, monkeypatch: pytest.MonkeyPatch
+    batcher: Batcher, name: str, client: Redis
 ) -> None:
     """A server that has forgotten its scripts has not renewed anything."""
     await batcher.append(*plain(1))
     [memory] = await memories(client, name)
     await client.pexpire(memory, 200_000)
     await client.script_flush()
-    monkeypatch.setattr(batcher, "_renewed", batcher._loop.time() - 60)
+    batcher._memory._renewed -= 60
 
     await batcher.append(*plain(2))
 

@@ -11,7 +11,7 @@ The floors, from the ground up; imports go down only (`pyproject.toml` has them 
 4. what is said and heard on it: `_scripts` `_bell` `_lookout`; a wire that mends itself: `_link`;
    all of an application's wires: `_connection`
 5. every operation, named by what it means: `_stream` `_member`; sends, gathered: `_batch`
-   `_backlog` `_batcher`; a queue on a connection: `_channel`
+   `_backlog` `_memory` `_batcher`; a queue on a connection: `_channel`
 6. one task each: `_reader` `_promoter` `_dispatcher` `_invoker` `_puller` `_settler` `_lease`
    `_recoverer` `_reporter` `_watcher`
 7. where they are wired: `_assembly`, `_consumer`, `_producer`; `_dead_letters`, `_running`

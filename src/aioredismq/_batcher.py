@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-import weakref
 from typing import TYPE_CHECKING, Any
 
 from . import _scripts as scripts
@@ -19,11 +18,11 @@ from ._errors import (
     ConnectionLostError,
     MessageQueueError,
     NotInitializedError,
-    PublishUncertainError,
     ServerError,
     ServerNotReadyError,
     UnsupportedServerError,
 )
+from ._memory import Memory
 from ._pauses import pauses
 from ._wire import pack
 
@@ -33,25 +32,6 @@ if TYPE_CHECKING:
     from ._config import ProducerConfig
     from ._keys import QueueKeys
     from ._link import Link
-
-# How long the server remembers a batch after the producer's last one, at least. An original whose
-# line was given up may still arrive: a closed socket goes on sending what it holds for some
-# minutes (Linux `tcp_orphan_retries`), and what is between may hold it, too.
-_MEMORY = 600.0
-# With a long `produce_timeout` so many times that. `retry()` may begin within the first half of it,
-# and go on for `produce_timeout`: what is in doubt is sent again within three quarters of it. The
-# rest is for renewals, which are late by up to `_RENEW`.
-_MEMORY_IN_TIMEOUTS = 4
-_MAY_BE_RETRIED = 1 / 2
-_MAY_BE_SENT_AGAIN = 3 / 4
-# Renewed at most once in this time, which is one server call less for the others.
-_RENEW = 60.0
-# The server is told of progress in steps of so many batches: one call less for all but one.
-_STEP = 16
-
-# Sends that waited for room have the rest of their time; they share a batch, and so the deadline of
-# the first, where they differ by less than this part of `produce_timeout`.
-_AT_ONCE = 1 / 20
 
 # A server that is not ready is asked again after so long at most: a few commands a second from each
 # producer, whatever waits, and what waits is on its way well within a second of its return.
@@ -79,25 +59,17 @@ class Batcher:
         self._open: Batch | None = None
         self._flush_due = False
         self._unresolved: dict[int, Batch] = {}
-        # Given up without an answer; alive as long as somebody may still `retry()` it.
-        self._uncertain: weakref.WeakValueDictionary[int, Batch] = (
-            weakref.WeakValueDictionary()
-        )
+        self._memory = Memory(self._keys[1], config.produce_timeout)
         self._backlog = Backlog(config)
         self._entering = 0
         self._timer: asyncio.TimerHandle | None = None
-        self._renewed = -_RENEW
         self._closed = False
-        self._has_uncertain = False
         self._resolved = asyncio.Event()
         # While held, only the probe is sent, now or by the timer: what becomes of it decides.
         self._is_held = False
         self._probe: Batch | None = None
         self._asking: asyncio.TimerHandle | None = None
         self._following = pauses(_LONGEST_PAUSE)
-        self._memory = max(_MEMORY, _MEMORY_IN_TIMEOUTS * config.produce_timeout)
-        self._memory_ms = int(self._memory * 1000)
-        self._is_lost_under_way = False
         self._refusal: ServerError | None = None
         link.on_up(self._ask)
 
@@ -127,7 +99,7 @@ class Batcher:
         batch = self._open
         if batch is not None and (
             batch.size + size > config.max_batch_bytes
-            or (batch.late is not late and self._ends_at_another_time(batch, late))
+            or batch.ends_at_another_time(late, config.produce_timeout)
         ):
             self._flush()
             batch = None
@@ -190,47 +162,30 @@ class Batcher:
         times: str,
         late: float | None,
     ) -> asyncio.Future[list[str]]:
-        if self._open is not None:
-            self._flush()
+        self._flush()
         batch = self._open_batch(late)
         self._open = None  # nobody else's sends join it
         for fields in messages:
             batch.add(fields, 0, times)
         batch.size = size
-        batch.whole = self._loop.create_future()
-        batch.whole.add_done_callback(_hear_of_errors)
+        future = batch.wait_as_one(self._loop.create_future())
         self._unresolved[batch.number] = batch
         self._send(batch)
-        return batch.whole
+        return future
 
     async def close(self) -> None:
         """Wait until everything waiting is answered or given up; then refuse more."""
         self._closed = True
-        if self._open is not None:
-            self._flush()
+        self._flush()
         while self._unresolved or self._open is not None or self._entering:
             self._resolved.clear()
             await self._resolved.wait()
-        self._forget_memory()
+        if self._link.is_up:  # else what is remembered ends by itself
+            self._link.submit(pack(*self._memory.last_command()), lambda _: None)
         self._link.forget(self._ask)
         for timer in (self._timer, self._asking):
             if timer is not None:
                 timer.cancel()
-
-    def _forget_memory(self) -> None:
-        """Leave nothing behind that is not needed any more.
-
-        What was answered on the line it was sent on need not be known. Where a line was lost, what
-        was sent on it may still arrive, and is to be known then.
-        """
-        if not self._link.is_up:
-            return  # it ends by itself
-        memory = self._keys[1]
-        if self._is_lost_under_way or self._uncertain:
-            command = pack(b"PEXPIRE", memory, int(_MEMORY * 1000))
-        else:
-            command = pack(b"DEL", memory)
-        self._link.submit(command, lambda _: None)
 
     async def _wait_for_room(self, count: int, size: int) -> float:
         """Give the deadline for the whole: waiting for room takes from the time for the answer."""
@@ -250,23 +205,15 @@ class Batcher:
     # -- batches -------------------------------------------------------------------------------
 
     def _open_batch(self, late: float | None) -> Batch:
-        deadline = late
-        if deadline is None:
-            deadline = self._loop.time() + self._config.produce_timeout
-        batch = self._open = Batch(self._next, deadline)
+        in_time = self._loop.time() + self._config.produce_timeout
+        batch = self._open = Batch(self._next, in_time if late is None else late)
         batch.late = late
         self._next += 1
         return batch
 
-    def _ends_at_another_time(self, batch: Batch, late: float | None) -> bool:
-        if batch.late is None or late is None:
-            return True
-        return abs(batch.late - late) > _AT_ONCE * self._config.produce_timeout
-
     def _end_of_turn(self) -> None:
         self._flush_due = False
-        if self._open is not None:
-            self._flush()
+        self._flush()
 
     def _flush(self) -> None:
         batch, self._open = self._open, None
@@ -280,61 +227,38 @@ class Batcher:
             return  # sent when the server takes the probe
         if not self._link.is_up or batch.number not in self._unresolved:
             return  # sent when the link is up again; or over before it began
+        now = self._loop.time()
         make = scripts.APPEND.whole if whole else scripts.APPEND.by_digest
         command = make(
             self._keys_with_times if batch.has_times else self._keys,
             [
                 batch.number,
-                self._low(),
-                self._memory_ms,
-                self._renews(),
+                self._memory.low(self._unresolved, self._next, now),
+                self._memory.life_ms,
+                self._memory.renews(now),
                 self._bell,
                 *batch.arguments,
             ],
         )
         batch.under_way = True
         if batch.first_sent is None:
-            batch.first_sent = self._loop.time()
+            batch.first_sent = now
         self._link.submit(command, lambda reply: self._answered(batch, reply))
 
-    def _low(self) -> int:
-        """Say below which number nothing is sent again: only those may the server forget."""
-        low = next(iter(self._unresolved), self._next)
-        if self._has_uncertain:  # asking a weak dictionary costs more than all the rest
-            self._has_uncertain = bool(self._uncertain)
-            now = self._loop.time()
-            for number, batch in self._uncertain.items():
-                # An error that is kept for ever must not make the server remember for ever.
-                is_over = self._is_too_old(batch, now, _MAY_BE_RETRIED)
-                if number in self._unresolved or not is_over:
-                    low = min(low, number)
-        return low - low % _STEP
-
-    def _renews(self) -> int:
-        now = self._loop.time()
-        if now - self._renewed < _RENEW:
-            return 0
-        self._renewed = now
-        return 1
-
     def _ask(self) -> None:
-        """Send the oldest batch alone; the others wait for what becomes of it.
-
-        On a new connection too: its server may be loading, or not be the one for this key, and
-        would be sent all that waits only to refuse it.
-        """
+        """Send the oldest batch alone, on a new connection too; the others wait for its answer."""
         if self._asking is not None:
             self._asking.cancel()
             self._asking = None
         if not self._link.is_up:
             return  # asked when it is
         self._give_up_forgotten()
-        waiting = [each for each in self._unresolved.values() if not each.under_way]
+        waiting = [at for at, each in self._unresolved.items() if not each.under_way]
         if not waiting:
             self._go_on()  # whatever is sent next will ask
             return
         self._is_held = True
-        self._probe = min(waiting, key=_number)
+        self._probe = self._unresolved[min(waiting)]
         self._send(self._probe, asks=True)
 
     def _hold(self, batch: Batch, refusal: ServerNotReadyError) -> None:
@@ -351,7 +275,7 @@ class Batcher:
         self._probe = self._refusal = None
         self._is_held = False
         self._give_up_forgotten()
-        for batch in sorted(self._unresolved.values(), key=_number):
+        for _, batch in sorted(self._unresolved.items()):
             if not batch.under_way:
                 self._send(batch)
 
@@ -366,11 +290,10 @@ class Batcher:
 
     def _is_refused(self, batch: Batch, reply: ServerError) -> bool:
         """Say whether an error is the last word on a batch, or it is sent once more."""
-        self._renewed = -_RENEW  # the renewal may have gone with it
+        self._memory.renew_again()
         match reply:
             case ConnectionLostError() | UnsupportedServerError():
-                batch.in_doubt = self._is_lost_under_way = True
-                # and sent again when the link is up
+                self._memory.lose(batch)  # sent again when the link is up
             case ServerNotReadyError():
                 self._hold(batch, reply)
             case ServerError(code="NOSCRIPT") if batch.number in self._unresolved:
@@ -382,28 +305,18 @@ class Batcher:
 
     def _resolve(self, batch: Batch, ids: list[str]) -> None:
         batch.ids = ids
-        if batch.is_uncertain:
-            self._uncertain.pop(batch.number, None)
-        if not self._settle(batch):
-            return
-        for future, message_id in zip(batch.waiters, ids, strict=False):
-            if not future.done():
-                future.set_result(message_id)
-        if batch.whole is not None and not batch.whole.done():
-            batch.whole.set_result(ids)
+        self._memory.drop(batch)
+        if self._settle(batch):
+            batch.fulfil(ids)
 
     def _reject(self, batch: Batch, error: ServerError) -> None:
         if batch.in_doubt:
             # Refused this time; but what was sent on a lost line may still arrive and be stored.
-            self._leave_in_doubt(batch, error)
+            why = f"the line was lost, then it was refused ({error})"
+            self._leave_in_doubt(batch, why, error)
             return
-        if not self._settle(batch):
-            return
-        for future in batch.waiters:
-            if not future.done():
-                future.set_exception(error.again())
-        if batch.whole is not None and not batch.whole.done():
-            batch.whole.set_exception(error.again())
+        if self._settle(batch):
+            batch.refuse(error)
 
     def _settle(self, batch: Batch) -> bool:
         """Take a batch off the unresolved; False when it was given up before."""
@@ -440,56 +353,23 @@ class Batcher:
             reason = batch.refusal or self._link.failure or self._refusal
             self._reject(batch, reason or ConnectionLostError("Redis did not answer"))
             return
-        self._leave_in_doubt(batch)
-
-    def _is_too_old(self, batch: Batch, now: float, part: float) -> bool:
-        """Say whether it was first sent longer ago than this part of the server's memory."""
-        first = batch.first_sent
-        return first is not None and now - first > part * self._memory
+        self._leave_in_doubt(
+            batch, f"no answer within {self._config.produce_timeout:g} s"
+        )
 
     def _give_up_forgotten(self) -> None:
         """Send nothing again that the server may have forgotten, as after a long sleep."""
         now = self._loop.time()
         for batch in list(self._unresolved.values()):
-            if (
-                batch.in_doubt
-                and not batch.under_way
-                and self._is_too_old(batch, now, _MAY_BE_SENT_AGAIN)
-            ):
+            if not batch.under_way and not self._memory.may_be_sent_again(batch, now):
                 self._give_up(batch)
 
-    def _leave_in_doubt(self, batch: Batch, cause: BaseException | None = None) -> None:
-        if not self._settle(batch):
-            return
-        batch.is_uncertain = self._has_uncertain = True
-        self._uncertain[batch.number] = batch
-        for at, future in enumerate(batch.waiters):
-            if not future.done():
-                future.set_exception(self._doubt(batch, at, cause))
-        if batch.whole is not None and not batch.whole.done():
-            batch.whole.set_exception(self._doubt(batch, 0, cause))
-
-    def _doubt(
-        self, batch: Batch, at: int, cause: BaseException | None
-    ) -> PublishUncertainError:
-        async def again() -> str:
-            try:
-                return (await self._retry(batch))[at]
-            except PublishUncertainError as error:
-                raise self._doubt(batch, at, error.__cause__) from error.__cause__
-
-        why = (
-            f"no answer within {self._config.produce_timeout:g} s"
-            if cause is None
-            else f"the line was lost, then it was refused ({cause})"
-        )
-        doubt = PublishUncertainError(
-            f"{why}: the message may or may not be stored; `await error.retry()` finds out "
-            "without storing it twice",
-            again,
-        )
-        doubt.__cause__ = cause
-        return doubt
+    def _leave_in_doubt(
+        self, batch: Batch, why: str, cause: ServerError | None = None
+    ) -> None:
+        if self._settle(batch):
+            self._memory.keep(batch)
+            batch.leave_in_doubt(why, cause, self._retry)
 
     async def _retry(self, batch: Batch) -> list[str]:
         """Send a batch that was given up again, once for all who ask."""
@@ -498,36 +378,22 @@ class Batcher:
         if batch.number not in self._unresolved:
             self._refuse_if_closed()
             now = self._loop.time()
-            if self._is_too_old(batch, now, _MAY_BE_RETRIED):
+            if not self._memory.may_be_retried(batch, now):
                 msg = "too late to retry: the server may have forgotten this message"
                 raise MessageQueueError(msg)
             batch.waiters = []
-            batch.whole = self._loop.create_future()
-            batch.whole.add_done_callback(_hear_of_errors)
+            batch.wait_as_one(self._loop.create_future())
             batch.deadline = now + self._config.produce_timeout
             self._unresolved[batch.number] = batch
             self._backlog.add(batch.count, batch.size)
             if batch.under_way:
-                self._keep_deadline(
-                    batch
-                )  # its answer, or the end of its line, is still to come
+                # Its answer, or the end of its line, is still to come.
+                self._keep_deadline(batch)
             else:
                 self._send(batch)
-        if batch.whole is None:  # pragma: no cover -- set whenever a batch is retried
-            msg = "this batch is not being retried"
-            raise MessageQueueError(msg)
+        assert batch.whole is not None  # set whenever a batch is retried
         return await asyncio.shield(batch.whole)
 
 
 def _size(messages: Sequence[Sequence[bytes]]) -> int:
     return sum(len(part) for fields in messages for part in fields)
-
-
-def _number(batch: Batch) -> int:
-    return batch.number
-
-
-def _hear_of_errors(done: asyncio.Future[list[str]]) -> None:
-    """Look at an error nobody may wait for any more: asyncio would report it as never seen."""
-    if not done.cancelled():
-        done.exception()
