@@ -104,7 +104,7 @@ async def test_everybody_in_doubt_may_ask_for_his_own_id() -> None:
     assert isinstance(first, PublishUncertainError)
     assert str(first).startswith("no answer: the message may or may not be stored; ")
     answers.append(PublishUncertainError("refused", again=first.retry))
-    with pytest.raises(PublishUncertainError, match="^refused$") as raised:
+    with pytest.raises(PublishUncertainError, match=r"^refused$") as raised:
         await first.retry()
 
     assert raised.value.__cause__ is reason
