@@ -305,7 +305,8 @@ class Batcher:
 
     def _resolve(self, batch: Batch, ids: list[str]) -> None:
         batch.ids = ids
-        self._memory.drop(batch)
+        if batch.is_uncertain:
+            self._memory.drop(batch)
         if self._settle(batch):
             batch.fulfil(ids)
 

@@ -73,8 +73,7 @@ class Memory:
 
     def drop(self, batch: Batch) -> None:
         """Forget a batch whose answer came after all."""
-        if batch.is_uncertain:
-            self._uncertain.pop(batch.number, None)
+        self._uncertain.pop(batch.number, None)
 
     def low(self, unresolved: Mapping[int, Batch], following: int, now: float) -> int:
         """Say below which number nothing is sent again: only those may the server forget.

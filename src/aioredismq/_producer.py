@@ -181,31 +181,24 @@ class Producer:
         self._channel.connection.check()
         source = _each(bodies)
         limit = min(self._config.max_batch, self._config.max_waiting)
-        run = _Run(
-            batcher,
-            written(delay, at, expires),
-            limit=limit,
-            may_pause=source is bodies,
-        )
+        run = _Run(batcher, written(delay, at, expires), may_pause=source is bodies)
+        chunk = run.chunk
         size = taken = 0
         try:
             async for body in source:
                 taken += 1
                 fields = self._encode(body, headers, self._config.dumps)
                 mine = _size(fields)
-                chunk = run.chunk
                 if chunk and (
-                    len(chunk) >= run.limit
-                    or size + mine > self._config.max_batch_bytes
+                    len(chunk) >= limit or size + mine > self._config.max_batch_bytes
                 ):
                     await run.send()
-                    chunk = run.chunk
                 if not chunk:
                     await run.begin()
                     size = 0
                 chunk.append(fields)
                 size += mine
-            if run.chunk:
+            if chunk:
                 await run.send()
             await run.finish()
         except Exception as error:
@@ -219,22 +212,20 @@ class _Run:
     """One `produce_many`: what gathers, chunks under way, in order, and what became of them.
 
     Attributes:
-        chunk: Bodies that are not sent yet; another list once they are.
-        limit: Bodies in a chunk at most; 0 once one has failed, so that the next body finds out.
+        chunk: Bodies that are not sent yet; always the same list, empty when they are.
     """
 
-    def __init__(
-        self, batcher: Batcher, times: str, *, limit: int, may_pause: bool
-    ) -> None:
+    def __init__(self, batcher: Batcher, times: str, *, may_pause: bool) -> None:
         self.chunk: list[tuple[bytes, ...]] = []
-        self.limit = limit
         self._batcher = batcher
         self._times = times
         self._under_way: deque[tuple[int, asyncio.Future[list[str]]]] = deque()
         self._ids: list[str | None] = []
         self._uncertain: list[int] = []
         self._may_pause = may_pause
-        self._seen = (self.chunk, 0)
+        self._begun = 0
+        self._seen = (0, 0)
+        self._has_failed = False
         self._timer: asyncio.TimerHandle | None = None
 
     @property
@@ -243,16 +234,18 @@ class _Run:
 
     async def begin(self) -> None:
         """Begin a chunk: find out what has failed meanwhile, and watch for a pause."""
+        if self._has_failed:
+            await self.finish()  # which raises it
         await self._await_done()
+        self._begun += 1
         if self._may_pause and self._timer is None:
-            self._seen = self.chunk, 1
+            self._seen = self._begun, 1
             self._look_after(_PAUSE)
 
     async def send(self) -> None:
         """Send the chunk once there is room."""
-        chunk = self._take_chunk()
-        if not self.limit:
-            await self.finish()  # which raises what has failed
+        chunk = self.chunk.copy()
+        self.chunk.clear()
         await self._await_done()
         while len(self._under_way) >= _UNDER_WAY:
             await self._await_first()
@@ -265,10 +258,6 @@ class _Run:
             self._timer.cancel()
             self._timer = None
 
-    def _take_chunk(self) -> list[tuple[bytes, ...]]:
-        chunk, self.chunk = self.chunk, []
-        return chunk
-
     def _look_after(self, seconds: float) -> None:
         self._timer = asyncio.get_running_loop().call_later(seconds, self._look)
 
@@ -277,14 +266,14 @@ class _Run:
         self._timer = None
         if not self.chunk:
             return  # the next one is watched again
-        chunk, count = self._seen
-        if self.chunk is not chunk or len(chunk) != count:
-            self._seen = self.chunk, len(self.chunk)
+        seen, self._seen = self._seen, (self._begun, len(self.chunk))
+        if seen != self._seen:
             self._look_after(_PAUSE)
             return
         waiting = [future for _, future in self._under_way if not future.done()]
         if any(map(_is_failed, self._under_way)):
-            self.limit = 0
+            self._has_failed = True
+            self.chunk.clear()  # nothing more is sent; the next body finds out
         elif len(waiting) >= _UNDER_WAY or not self._send_now():
             self._look_after(_NO_ROOM)
 
@@ -292,7 +281,8 @@ class _Run:
         future = self._batcher.submit_now(self.chunk, self._times)
         if future is None:
             return False
-        self._under_way.append((len(self._take_chunk()), future))
+        self._under_way.append((len(self.chunk), future))
+        self.chunk.clear()
         return True
 
     async def finish(self) -> None:
