@@ -182,9 +182,11 @@ async def test_ids_of_one_millisecond_are_told_apart(
     stream: Stream, name: str, client: Redis
 ) -> None:
     """Most messages of a busy queue share theirs; numbers do not compare as text does."""
-    await stream.open_group(TWO, rules={})
+    await client.delete(name)
     for number in range(1, 13):
         await client.xadd(name, {"body": str(number)}, id=f"5-{number}")
+    for group in (ONE, TWO):
+        await client.xgroup_create(name, group, "0")
     await client.xreadgroup(ONE, READER, {name: ">"}, count=12)
     await client.xreadgroup(TWO, READER, {name: ">"}, count=9)
     for group, read in ((ONE, 12), (TWO, 9)):

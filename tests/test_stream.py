@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import asyncio
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -17,7 +18,7 @@ from aioredismq import (
 from aioredismq import _stream as room
 from aioredismq._member import Member, Move
 from aioredismq.testing import FaultyLine
-from tests.looking import dead_letters, deliver
+from tests.looking import dead_letters, deliver, opened_stream
 from tests.sending import open_stream
 from tests.support import eventually
 
@@ -84,6 +85,53 @@ async def test_a_latest_group_begins_with_what_comes(
     await client.xadd(name, {"body": "new"})
 
     assert await read(client, name, GROUP) == [b"new"]
+
+
+@pytest.mark.parametrize("maker", ["consumer", "producer"])
+async def test_another_life_of_a_stream_repeats_no_id(
+    stream: Stream, url: str, name: str, client: Redis, maker: str
+) -> None:
+    """It was deleted while entries were in hand: what is said of them must not meet others."""
+    ids: list[str] = []
+    async with RedisMessageQueue(name, url) as queue:
+        for _ in range(50):
+            await asyncio.sleep(
+                0.002
+            )  # no life is as short as the millisecond of an id
+            ids.append(await queue.produce("x"))
+            await client.delete(name)
+            if maker == "consumer":
+                await stream.open_group(GROUP, rules={})
+            ids.append(await queue.produce("x"))
+
+    order = [tuple(map(int, one.split("-"))) for one in ids]
+    assert order == sorted(set(order))
+
+
+async def test_another_life_of_a_lane_repeats_no_id(
+    url: str, name: str, client: Redis
+) -> None:
+    """The same for what has come back to a group."""
+    order: list[tuple[int, ...]] = []
+    async with opened_stream(url, name, GROUP) as opened:
+        lane = opened.keys.lane(GROUP)
+        for _ in range(50):
+            await asyncio.sleep(0.002)
+            for life in range(2):
+                if life:
+                    await client.delete(lane)
+                await deliver_back(opened, client)
+                entry_id, _ = (await client.xrange(lane))[-1]
+                order.append(tuple(map(int, entry_id.split(b"-"))))
+
+    assert order == sorted(set(order))
+
+
+async def deliver_back(stream: Stream, client: Redis) -> None:
+    """Let one message come back to the group."""
+    [entry] = await deliver(stream, client, GROUP, "one", b"x")
+    member = Member(stream, GROUP, "one")
+    assert await member.move([Move(entry, "lane", entry.fields)]) == [True]
 
 
 async def test_opening_again_changes_nothing(

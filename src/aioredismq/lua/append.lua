@@ -1,4 +1,5 @@
 -- append: store a numbered batch of messages, all or nothing, and only once however often it is sent.
+-- with: birth
 -- KEYS[1] stream   KEYS[2] what this producer has sent (hash: batch number -> ids, and `low`)
 -- with delayed messages also: KEYS[3] delayed set   KEYS[4] delayed fields
 -- ARGV[1] batch number   ARGV[2] no number below this one will be sent again
@@ -17,6 +18,7 @@ if tonumber(ARGV[1]) < low then
 end
 
 local ids = {}
+local new = new_id(KEYS[1])
 
 local function keep(descriptor, from)
   local elements, delay, at, life = string.match(descriptor, '^(%d+):(%d*):(%d*):(%d*)$')
@@ -30,7 +32,8 @@ local function keep(descriptor, from)
   end
   local due = at ~= '' and tonumber(at) or now + tonumber(delay ~= '' and delay or '0')
   if due <= now then
-    ids[#ids + 1] = redis.call('XADD', KEYS[1], '*', unpack(fields))
+    ids[#ids + 1] = redis.call('XADD', KEYS[1], new, unpack(fields))
+    new = '*'
     return to
   end
   local id = string.match(KEYS[2], ':sent:(.*)$') .. '-' .. ARGV[1] .. '-' .. #ids
@@ -50,7 +53,8 @@ local at, last = 6, #ARGV
 while at <= last do
   local elements = tonumber(ARGV[at])
   if elements then
-    ids[#ids + 1] = redis.call('XADD', KEYS[1], '*', unpack(ARGV, at + 1, at + elements))
+    ids[#ids + 1] = redis.call('XADD', KEYS[1], new, unpack(ARGV, at + 1, at + elements))
+    new = '*'
     at = at + elements + 1
   else
     at = keep(ARGV[at], at + 1) + 1

@@ -5,6 +5,7 @@
 -- with: settled
 -- with: place
 -- with: remove
+-- with: birth
 -- KEYS[1] source (stream or lane)   KEYS[2] lane   KEYS[3] delayed set   KEYS[4] delayed fields
 -- KEYS[5] dead letters; from the stream also: KEYS[6] what all users agree on (hash)
 -- KEYS[7] what the group has settled since its place was written down
@@ -44,7 +45,8 @@ local function store(where, id, delay, fields)
   -- one, and none when it was redriven or discarded meanwhile.
   local again = where == 'dead' and KEYS[1] == KEYS[5]
   if again and #redis.call('XRANGE', KEYS[1], id, id) == 0 then return end
-  local stored = redis.pcall('XADD', where == 'lane' and KEYS[2] or KEYS[5], '*', unpack(fields))
+  local stream = where == 'lane' and KEYS[2] or KEYS[5]
+  local stored = redis.pcall('XADD', stream, new_id(stream), unpack(fields))
   if type(stored) == 'table' and stored.err then return stored end
   if again then redis.call('XDEL', KEYS[1], id) end
   if where == 'lane' then ring = true end

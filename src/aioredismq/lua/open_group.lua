@@ -1,6 +1,7 @@
 -- open_group: make the stream and a group of it, unless they are there, and agree on the queue's rules.
 -- A group that is gone is made again where it was: what it has settled does not come again, and what
 -- it had pending is pending, under the name of who makes it as far as he holds it, else under nobody's.
+-- with: birth
 -- with: settled
 -- with: place
 -- with: adopt
@@ -86,6 +87,7 @@ end
 if wanted then
   local start, pending, settled = ARGV[2], {}, {}
   if ARGV[5] == 'again' then start, pending, settled = place() end
+  begin(stream)
   local reply = redis.pcall('XGROUP', 'CREATE', stream, group, start, 'MKSTREAM')
   if not reply.err then
     made = 1

@@ -1,6 +1,7 @@
 -- redrive: bring dead letters back to the group they died in, through its lane, each atomically.
 -- It knows its last request again when that is sent twice, and answers as it did. Its first write needs
 -- no memory, so that the rest passes under a full memory.
+-- with: birth
 -- KEYS[1] dead letters   KEYS[2] stream   KEYS[3] lane
 -- KEYS[4] what this redrive was answered last (hash)
 -- ARGV[1] group   ARGV[2] bell   ARGV[3] 1: attempts and crashes begin anew, 0: they go on
@@ -45,7 +46,7 @@ for at = 6, #ARGV do
   elseif not there then
     answers[#answers + 1] = -1
   else
-    local stored = redis.pcall('XADD', KEYS[3], '*', unpack(fields))
+    local stored = redis.pcall('XADD', KEYS[3], new_id(KEYS[3]), unpack(fields))
     if type(stored) == 'table' and stored.err then
       failure = stored
       break

@@ -2,6 +2,7 @@
 -- First what the lane holds: that read also proves that the lane's group exists, and lets the rest
 -- pass under a full memory. Then what is due moves to the lane; then the room that is left.
 -- Delayed messages of the stream itself move to the stream, for every group.
+-- with: birth
 -- KEYS[1] lane   KEYS[2] delayed set of the group   KEYS[3] its fields
 -- KEYS[4] stream   KEYS[5] delayed set of the stream   KEYS[6] its fields
 -- ARGV[1] group   ARGV[2] consumer   ARGV[3] room (never 0: COUNT 0 would deliver everything)
@@ -17,6 +18,7 @@ end
 local function read(count)
   local reply = try(count)
   if reply and reply.err and string.find(reply.err, 'NOGROUP', 1, true) then
+    begin(KEYS[1])
     redis.call('XGROUP', 'CREATE', KEYS[1], ARGV[1], '0', 'MKSTREAM')
     reply = try(count)
   end
@@ -38,7 +40,7 @@ local function promote(set, fields, stream, limit)
     local when = redis.call('ZSCORE', set, member)
     redis.call('ZREM', set, member)
     if packed then
-      local stored = redis.pcall('XADD', stream, '*', unpack(cmsgpack.unpack(packed)))
+      local stored = redis.pcall('XADD', stream, new_id(stream), unpack(cmsgpack.unpack(packed)))
       if type(stored) == 'table' and stored.err then
         redis.call('ZADD', set, when, member)  -- Redis takes no write back by itself
         error(stored.err)
