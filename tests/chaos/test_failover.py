@@ -56,6 +56,7 @@ async def excused(load: Load) -> AsyncIterator[set[int]]:
     ledger, during = load.ledger, set[int]()
     before = set(ledger.accepted)
     await asyncio.sleep(0.2)  # long enough to be passed on
+    await load.a_moment()
     yield during
     during |= ledger.accepted - before
     await asyncio.sleep(2 * VISIBILITY)
@@ -71,10 +72,10 @@ def last_id(server: RedisServer, name: str) -> object:
 
 
 async def test_a_killed_master_behind_sentinel_is_followed(
-    sentinels: SentinelSet, name: str
+    sentinels: SentinelSet, name: str, seed: int
 ) -> None:
     """The sentinels agree on another one within seconds, and work goes on there."""
-    async with under_load(sentinels.url, name, limit=30) as load:
+    async with under_load(sentinels.url, name, seed=seed, limit=30) as load:
         former = sentinels.master
         async with excused(load):
             await run_sync(former.kill)
@@ -88,14 +89,14 @@ async def test_a_killed_master_behind_sentinel_is_followed(
 
 
 async def test_a_planned_failover_behind_sentinel_is_followed_when_it_is_announced(
-    sentinels: SentinelSet, name: str
+    sentinels: SentinelSet, name: str, seed: int
 ) -> None:
     """`SENTINEL FAILOVER`, after which the former master goes on as one for ten seconds.
 
     What it accepts between the promotion, of which it is not told, and the announcement goes with
     its demotion, where it was still to be handled, or was put aside; nothing later does.
     """
-    async with under_load(sentinels.url, name, limit=30) as load:
+    async with under_load(sentinels.url, name, seed=seed, limit=30) as load:
         former = sentinels.master
         async with excused(load) as about_then:
             sentinels.sentinels[0].command("SENTINEL", "FAILOVER", "mymaster")
@@ -124,10 +125,10 @@ def _replica_of(nodes: ClusterNodes, master: RedisServer) -> RedisServer:
 
 
 async def test_a_planned_failover_in_a_cluster_loses_nothing(
-    nodes: ClusterNodes, name: str
+    nodes: ClusterNodes, name: str, seed: int
 ) -> None:
     """`CLUSTER FAILOVER` waits until the replica has everything; the queue follows the slot."""
-    async with under_load(nodes.url, name, limit=30) as load:
+    async with under_load(nodes.url, name, seed=seed, limit=30) as load:
         former = await run_sync(nodes.master_of, name)
         _replica_of(nodes, former).command("CLUSTER", "FAILOVER")
         await eventually(lambda: nodes.master_of(name).port != former.port, 20)
@@ -139,10 +140,10 @@ async def test_a_planned_failover_in_a_cluster_loses_nothing(
 
 
 async def test_a_killed_node_of_a_cluster_is_followed(
-    nodes: ClusterNodes, name: str
+    nodes: ClusterNodes, name: str, seed: int
 ) -> None:
     """Its replica is promoted, and the queue's connections find it."""
-    async with under_load(nodes.url, name, limit=30) as load:
+    async with under_load(nodes.url, name, seed=seed, limit=30) as load:
         former = await run_sync(nodes.master_of, name)
         replica = _replica_of(nodes, former)
         async with excused(load):
