@@ -7,7 +7,7 @@ from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from anyio import fail_after
+from anyio import fail_after, move_on_after
 from redis.asyncio import Redis
 
 from aioredismq import (
@@ -114,6 +114,31 @@ async def test_a_read_that_asks_for_room_the_lane_has_taken_asks_again(
         await handled.until(3)
         await eventually(lambda: inside(consumer)._reader.asked == 1)
         handled.gate.set()
+
+
+async def test_an_idle_consumer_sends_less_than_a_command_a_second(
+    own_server: RedisServer, name: str
+) -> None:
+    """With everything on, at the default visibility timeout; what scripts do inside is theirs."""
+    sent: list[str] = []
+    async with (
+        Redis.from_url(own_server.url, protocol=2, socket_timeout=None) as client,
+        opened(own_server.url, name) as queue,
+        Consumer(queue, Handled()),
+        client.monitor() as seen,
+    ):
+        await queue.produce(1)
+        await asyncio.sleep(3)  # what a start needs is over
+        await client.echo("begin")
+        with move_on_after(10):
+            async for command in seen.listen():
+                if command["client_type"] == "lua":
+                    continue
+                sent.append(command["command"])
+                if command["command"] == "ECHO begin":
+                    sent.clear()
+
+    assert 3 <= len(sent) <= 12, sent
 
 
 async def test_the_bell_brings_what_comes_back_at_once(

@@ -56,13 +56,20 @@ def _is_delayed(number: int) -> bool:
 class Load:
     """A queue under load: four producers and two consumers."""
 
-    def __init__(self, url: str, name: str, consumer_url: str, seed: int) -> None:
+    def __init__(
+        self,
+        url: str,
+        name: str,
+        consumer_url: str,
+        seed: int,
+        config: ConsumerConfig = CONFIG,
+    ) -> None:
         """Producers and one consumer connect to `url`, the other consumer to `consumer_url`."""
         self.ledger = Ledger()
         self.queue = RedisMessageQueue(name, _connection(url), produce_timeout=3.0)
         self.other = RedisMessageQueue(name, _connection(consumer_url))
         self.consumers = [
-            Consumer(queue, self._handle, CONFIG) for queue in (self.queue, self.other)
+            Consumer(queue, self._handle, config) for queue in (self.queue, self.other)
         ]
         self.chance = random.Random(seed)
         """Decides how long handlers take, and when and how the test breaks things."""
@@ -163,6 +170,7 @@ async def under_load(
     seed: int = 1,
     limit: float = 20.0,
     kind: type[Load] = Load,
+    config: ConsumerConfig = CONFIG,
 ) -> AsyncIterator[Load]:
     """Produce and consume while the block breaks things; leaving waits until all is settled.
 
@@ -173,8 +181,9 @@ async def under_load(
         seed: Decides how long handlers take, and whatever the test draws from `load.chance`.
         limit: Seconds in which everything accepted must be handled after the block.
         kind: What kind of load it is.
+        config: How both consumers read, run and recover.
     """
-    load = kind(url, name, consumer_url or url, seed)
+    load = kind(url, name, consumer_url or url, seed, config)
     async with (
         load.queue,
         load.other,

@@ -6,7 +6,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from redis.asyncio import RedisCluster
-from redis.exceptions import RedisError
+from redis.exceptions import RedisError, ResponseError
 
 from aioredismq._keys import QueueKeys
 
@@ -70,6 +70,12 @@ async def flush_all(client: Client, name: str) -> set[int]:
     streams = [name, keys.lane(group), keys.dead]
     hashes = [keys.delayed_fields, keys.later(group)]
     return await _take_away(client, [*streams, *hashes], "FLUSHALL")
+
+
+async def fall_behind(client: Client, name: str, group: str) -> None:
+    """Let there be a group that needs everything and reads nothing, unless it is there."""
+    with suppress(ResponseError):
+        await client.xgroup_create(name, group, "0", mkstream=True)
 
 
 async def _take_away(client: Client, keys: list[str], *deed: str) -> set[int]:

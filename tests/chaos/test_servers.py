@@ -5,16 +5,20 @@ from __future__ import annotations
 import asyncio
 import time
 from contextlib import AsyncExitStack
-from typing import TYPE_CHECKING
+from dataclasses import replace
+from typing import TYPE_CHECKING, Literal
 
 import pytest
+from anyio import create_task_group, fail_after
 from anyio.to_thread import run_sync
 from redis.asyncio import Redis
 
+from aioredismq import QueueDeletedError
+from aioredismq._keys import QueueKeys
 from aioredismq.testing import FaultyLine
 from tests.chaos import tampering
 from tests.chaos.ledger import judge
-from tests.chaos.load import CONCURRENCY, VISIBILITY, under_load
+from tests.chaos.load import CONCURRENCY, CONFIG, VISIBILITY, Load, under_load
 
 if TYPE_CHECKING:
     from aioredismq.testing import RedisServer
@@ -126,3 +130,66 @@ async def test_tampering_is_mended_by_itself(
     verdict = await judge(load.ledger, look, name)
     assert verdict.holds(most_repeated), verdict
     assert verdict.taken < 200
+
+
+@pytest.mark.parametrize("start", ["earliest", "latest"])
+@pytest.mark.parametrize(
+    "tamper",
+    [tampering.destroy_group, tampering.delete_stream, tampering.flush_all],
+)
+async def test_tampering_beside_a_group_that_is_behind_repeats_only_what_was_held(
+    deployment: Deployment,
+    look: Client,
+    name: str,
+    seed: int,
+    tamper: tampering.Tamper,
+    start: Literal["earliest", "latest"],
+) -> None:
+    """What was settled is still stored for the other group, and does not come again."""
+    config = replace(CONFIG, start=start)
+    async with under_load(deployment.url, name, seed=seed, config=config) as load:
+        for _ in range(3):
+            await tampering.fall_behind(look, name, "behind")
+            await load.flows(200, limit=10)
+            await load.a_moment()
+            load.ledger.taken |= await tamper(look, name)
+            await load.flows(40, limit=6)
+        await load.settles(20)
+        handled = load.ledger.handled.total()
+        await load.queue.destroy_group("behind")
+
+    verdict = await judge(load.ledger, look, name)
+    assert handled > 600
+    assert verdict.holds(3 * 2 * (CONCURRENCY + 1)), verdict
+
+
+@pytest.mark.parametrize("group", [None, "behind"])
+async def test_what_is_deleted_on_purpose_under_load_stays_away(
+    deployment: Deployment, look: Client, name: str, seed: int, group: str | None
+) -> None:
+    """The queue, or its only group that works; all consumers end, and nothing comes again."""
+    load = Load(deployment.url, name, deployment.url, seed)
+    async with load.queue, load.other, create_task_group() as tasks:
+        for consumer in load.consumers:
+            await consumer.start()
+        for _ in range(4):
+            tasks.start_soon(load.produce)
+        if group is not None:
+            await tampering.fall_behind(look, name, group)
+        await load.flows(200)
+
+        if group is None:
+            await load.queue.delete()
+        else:
+            await load.queue.destroy_group(f"{name}_group")
+
+        for consumer in load.consumers:
+            with fail_after(15), pytest.raises(QueueDeletedError):
+                await consumer.wait()
+        tasks.cancel_scope.cancel()
+
+    groups = [about["name"] for about in await look.xinfo_groups(name)]
+    assert groups == ([] if group is None else [group.encode()])
+    duplicates = load.ledger.handled.total() - len(load.ledger.handled)
+    assert duplicates == 0
+    assert not await look.exists(QueueKeys(name).settled(f"{name}_group"))
