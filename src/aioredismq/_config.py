@@ -174,7 +174,8 @@ class ConsumerConfig:
     then stay until somebody discards them."""
     failover_callback: Callable[[Message, Failure], object] | None = None
     """Told of each message that has failed for good, after it was put aside; sync or async. What
-    it raises is logged and changes nothing."""
+    it raises is logged and changes nothing. It is told once at most: where the answer to putting
+    it aside was lost with its line, not at all; `dead_letters` knows of all of them."""
     shutdown_timeout: float = 10.0
     """Seconds running handlers get to finish when the consumer stops; the rest is cancelled and
     handed back. Below the grace most supervisors give (30 s), so that there is time for it."""
