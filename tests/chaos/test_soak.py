@@ -22,6 +22,7 @@ from tests.chaos.load import Load, under_load
 from tests.looking import NOTHING, left
 
 if TYPE_CHECKING:
+    from aioredismq import ConsumerConfig
     from aioredismq.testing import RedisServer
 
 pytestmark = [pytest.mark.one_loop, pytest.mark.timeout(0)]
@@ -55,9 +56,11 @@ class Look:
 class Restless(Load):
     """A load that can take a breath, and forgets what is over."""
 
-    def __init__(self, url: str, name: str, consumer_url: str, seed: int) -> None:
+    def __init__(
+        self, url: str, name: str, consumer_url: str, seed: int, config: ConsumerConfig
+    ) -> None:
         """As any load."""
-        super().__init__(url, name, consumer_url, seed)
+        super().__init__(url, name, consumer_url, seed, config)
         self.duplicates = 0
         self.handled = 0
         self.dead = 0
