@@ -138,9 +138,10 @@ async def test_a_message_may_wait_and_expire(
 @pytest.mark.parametrize(
     ("times", "rule"),
     [
-        ({"delay": -1}, "delay must be 0 or more seconds"),
+        ({"delay": -1}, "delay must be 0 s or more"),
         ({"delay": 1, "at": 2}, "delay and at exclude each other"),
-        ({"expires": 0}, "expires must be more than 0 seconds"),
+        ({"expires": 0}, r"expires must be 0\.001 s or more"),
+        ({"expires": 1e-6}, r"expires must be 0\.001 s or more.*got 1e-06"),
     ],
 )
 async def test_a_time_that_breaks_a_rule_is_refused(

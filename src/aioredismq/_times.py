@@ -43,8 +43,7 @@ def written(
 def _milliseconds(name: str, seconds: object, *, least: float) -> str:
     number = isinstance(seconds, int | float) and not isinstance(seconds, bool)
     if not number or not least <= seconds <= _LONGEST:  # type: ignore[operator]  # a number
-        rule = "0 or more" if least == 0 else "more than 0"
-        msg = f"{name} must be {rule} seconds (a century at most), got {seconds!r}"
+        msg = f"{name} must be {least:g} s or more (a century at most), got {seconds!r}"
         raise ConfigurationError(msg)
     return str(math.ceil(seconds * 1000))  # type: ignore[operator]  # a number
 
