@@ -27,8 +27,8 @@ _CHUNK = 200
 _TICK = 0.5
 _STALLED = 1.0
 # Seconds nothing is claimed after an outage, at least: others may pause for 1 s before they try
-# again (see _link), and then have to renew.
-_LEAST_GRACE = 1.5
+# again (see _link), then have to renew, and may be short of processor time just then.
+_LEAST_GRACE = 2.5
 
 
 class Lease:

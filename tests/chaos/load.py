@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 # Short, so that a test sees several renewals, claims and time-outs.
 VISIBILITY = 1.5
 CONCURRENCY = 8
+LONGEST_DELAY = 0.5
 CONFIG = ConsumerConfig(
     concurrency=CONCURRENCY,
     visibility_timeout=VISIBILITY,
@@ -105,12 +106,18 @@ class Load:
     async def quiet(self, limit: float) -> None:
         """Produce nothing until `go_on()`, and wait until all that was accepted is settled."""
         self._may_produce.clear()
-        ledger = self.ledger
         await eventually(lambda: not self.sending, limit)
-        await eventually(lambda: not ledger.open and not ledger.running, limit)
-        await eventually(lambda: not self.held, limit)
+        await eventually(self._is_settled, limit)
+        # What was taken away, and sent again as no answer had come, may be due only now.
+        await asyncio.sleep(LONGEST_DELAY)
+        await eventually(self._is_settled, limit)
+
+    async def _is_settled(self) -> bool:
+        ledger = self.ledger
+        if ledger.open or ledger.running or self.held:
+            return False
         # A lost lease may have left something to be taken over.
-        await eventually(self._nothing_is_pending, limit)
+        return await self._nothing_is_pending()
 
     async def _nothing_is_pending(self) -> bool:
         mine = f"{self.queue.name}_group"
@@ -136,7 +143,8 @@ class Load:
 
     async def _send(self, number: int) -> None:
         try:
-            delay = self.chance.random() / 2 if _is_delayed(number) else None
+            late = self.chance.random() * LONGEST_DELAY
+            delay = late if _is_delayed(number) else None
             await self.queue.produce(number, delay=delay)
             self.ledger.accepted.add(number)
         except PublishUncertainError as error:
