@@ -3,6 +3,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
+import time
 from contextlib import asynccontextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
@@ -701,6 +702,40 @@ async def test_iterations_end_when_the_consumer_stops(url: str, name: str) -> No
                 await consumer.stop()
 
     assert ended == [1, 1]
+
+
+async def test_iterations_end_although_redis_is_away_for_longer_than_a_lease(
+    url: str, name: str
+) -> None:
+    """A message is offered, and nobody can know any more whose it is: it is not given out."""
+    ended: list[int] = []
+
+    async def pull(consumer: Consumer) -> None:
+        async for message in consumer:
+            async with message:
+                ended.append(message.body)
+        ended.append(-1)
+
+    async with opened(url, name) as there, FaultyLine(url) as line:
+        await there.produce(1)
+        connection = Connection(line.url, reply_timeout=0.5)
+        async with RedisMessageQueue(name, connection) as queue, connection:
+            config = ConsumerConfig(visibility_timeout=0.5, shutdown_timeout=0.1)
+            consumer = Consumer(queue, None, config)
+            await consumer.start()
+            await eventually(lambda: consumer.held == 1)
+            line.cut()
+            assert consumer._assembly is not None
+            held = consumer._assembly.held
+            await eventually(lambda: time.perf_counter() > held.sound_until)
+            with fail_after(8):
+                async with create_task_group() as tasks:
+                    tasks.start_soon(pull, consumer)
+                    await asyncio.sleep(0)
+                    await consumer.stop()
+            line.heal()
+
+    assert ended == [-1]
 
 
 async def test_a_pulling_task_that_is_cancelled_hands_its_message_back(

@@ -328,6 +328,23 @@ async def test_what_is_being_settled_is_not_lost_but_settled(
         assert work.lost == [(stolen.id, False)]
 
 
+async def test_nobody_waits_for_leases_that_are_renewed_no_more(
+    url: str, name: str, client: Redis
+) -> None:
+    """The consumer has ended: who pulls from it would wait for ever."""
+    async with opened_stream(url, name, GROUP) as stream:
+        work = Leasing(stream, client, VISIBILITY)
+        work.held.sound_until = time.perf_counter() - 1
+        waiting = asyncio.ensure_future(work.lease.until_sound())
+        await asyncio.sleep(0)
+        assert not waiting.done()
+
+        work.lease.close()
+
+        with fail_after(1):
+            await waiting
+
+
 async def test_the_same_id_of_the_lane_is_another_lease(
     url: str, name: str, client: Redis
 ) -> None:

@@ -168,6 +168,28 @@ async def test_what_somebody_else_has_meanwhile_is_not_given_out() -> None:
     assert pulling.outcomes[b"1-0"] == Release()
 
 
+async def test_who_waits_for_sound_leases_is_told_of_the_end() -> None:
+    """The consumer ends while Redis is away: the iteration does, too."""
+    pulling = Pulling()
+    pulling.sound.clear()
+    got: list[Message | None] = []
+
+    async def pull() -> None:
+        got.append(await pulling.puller.following())
+
+    async with create_task_group() as tasks:
+        tasks.start_soon(pulling.puller.run, [entry(1)])
+        tasks.start_soon(pull)
+        await asyncio.sleep(0)
+        pulling.puller.end()
+        pulling.sound.set()
+        with fail_after(1):
+            await eventually(lambda: bool(got))
+
+    assert got == [None]
+    assert pulling.outcomes == {b"1-0": Release()}
+
+
 async def test_messages_come_in_the_order_they_were_offered() -> None:
     """Whoever pulls, gets the oldest."""
     pulling = Pulling()

@@ -64,6 +64,7 @@ class Lease:
         self._grace = max(self._period, _LEAST_GRACE)
         self._lost = lost
         self._is_settling = is_settling
+        self._closed = False
         self._wanted = asyncio.Event()
         self._renewed = asyncio.Event()
         self._sound_since = time.monotonic()
@@ -101,15 +102,18 @@ class Lease:
         """Return when everything held is known to be this consumer's, at once when it is.
 
         After a pause of the whole process, or of Redis, somebody else may have taken over what
-        waits here: it must not be started before that is known.
+        waits here: it must not be started before that is known. After `close()` nobody would find
+        out any more, and nothing is left to start: it returns.
         """
-        while time.perf_counter() > self._held.sound_until:
+        while time.perf_counter() > self._held.sound_until and not self._closed:
             self._renewed.clear()
             self._wanted.set()
             await self._renewed.wait()
 
     def close(self) -> None:
-        """Listen to nobody any more."""
+        """Listen to nobody any more, and let nobody wait."""
+        self._closed = True
+        self._renewed.set()
         self._member.link.forget(self._reconnected)
 
     async def run(self) -> None:

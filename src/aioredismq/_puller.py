@@ -114,19 +114,22 @@ class Puller:
         self._something.set()
 
     async def following(self) -> Message | None:
-        """Wait for the next message; None when there will be none."""
-        while True:
-            if self._ended:
-                return None
-            while self._offers:
-                await self._until_sound()
-                if not self._offers:
-                    break  # withdrawn meanwhile
-                offer = self._offers.popleft()
-                # It may have waited for long: its time may have come meanwhile.
-                unhandled = self._unhandled(offer.entry)
-                if unhandled is None:
-                    return offer.message
-                offer.withdraw(unhandled)
-            self._something.clear()
-            await self._something.wait()
+        """Wait for the next message; None when there will be none.
+
+        Cancellation: takes no message.
+        """
+        while not self._ended:
+            if not self._offers:
+                self._something.clear()
+                await self._something.wait()
+                continue
+            await self._until_sound()
+            if not self._offers:
+                continue  # withdrawn meanwhile
+            offer = self._offers.popleft()
+            # It may have waited for long: its time may have come meanwhile.
+            unhandled = self._unhandled(offer.entry)
+            if unhandled is None:
+                return offer.message
+            offer.withdraw(unhandled)
+        return None
