@@ -85,7 +85,7 @@ class Batcher:
 
         Raises:
             BacklogError: No room among the waiting for `produce_timeout`; nothing was sent.
-            PublishUncertainError: No answer in time; it may or may not be stored.
+            PublishUncertainError: No answer in time, or refused after its line was lost.
             ServerError: Redis refuses it, or was away all the time; it is not stored.
 
         Cancellation: the message may be stored; the rest of its batch is unharmed.

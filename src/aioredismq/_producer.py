@@ -133,7 +133,7 @@ class Producer:
         Raises:
             EncodeError: The body or a header cannot be sent; nothing was.
             BacklogError: Redis is away and too many sends are waiting; nothing was sent.
-            PublishUncertainError: No answer within `produce_timeout`; its `retry()` is safe.
+            PublishUncertainError: In doubt (no answer in time, a lost line); `retry()` is safe.
             ServerError: Redis refuses it, or was away all the time; it is not stored.
 
         Cancellation: the message may or may not be stored; nothing else is affected.
