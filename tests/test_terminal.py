@@ -4,6 +4,7 @@ import io
 import os
 import signal
 import sys
+from typing import TYPE_CHECKING
 
 import anyio
 import pytest
@@ -15,6 +16,9 @@ from aioredismq._terminal import (
     write,
     write_json,
 )
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 
 def _become(monkeypatch: pytest.MonkeyPatch, encoding: str) -> io.BytesIO:
@@ -76,8 +80,18 @@ async def test_what_ends_by_itself_was_not_stopped() -> None:
     assert await until_signal(anyio.lowlevel.checkpoint) is None
 
 
+@pytest.fixture
+def heeds_signals() -> Iterator[None]:
+    """Be a program that ignores no signal, also where the tests run under `nohup`."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
-async def test_a_signal_cancels_and_is_told(number: signal.Signals) -> None:
+async def test_a_signal_cancels_and_is_told(
+    number: signal.Signals, heeds_signals: None
+) -> None:
     """The first one cancels; a second one on the way out changes nothing."""
     tidied = False
 
