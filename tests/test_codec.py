@@ -282,6 +282,17 @@ def test_an_entry_is_taken_apart(fields: list[bytes], expected: Envelope) -> Non
     assert open_envelope(fields) == expected
 
 
+PIECES = [b"\\udcff", b"\\ud", b"\\x", b"\xff", b"\xc3", b"\xa9", b"\xed\xa0\x80", b"a"]
+
+
+@given(st.lists(st.sampled_from(PIECES)).map(b"".join) | st.binary())
+def test_what_is_not_text_is_shown_with_backslashes(value: bytes) -> None:
+    """As Python shows it, whatever it is."""
+    shown = open_envelope([b"a", value]).headers["a"]
+
+    assert shown == value.decode(errors="backslashreplace")
+
+
 DECODERS = [
     decoder(annotation)
     for annotation in (

@@ -333,4 +333,15 @@ def _lone_surrogate(where: str, error: UnicodeEncodeError) -> EncodeError:
 
 
 def _text(raw: bytes) -> str:
-    return raw.decode(errors="backslashreplace")
+    r"""Show what is not UTF-8 with backslashes, as `errors="backslashreplace"` does.
+
+    That one is called for each byte: megabytes of another encoding would hold up the event loop
+    for a second. Lone surrogates are written with backslashes in one go.
+    """
+    try:
+        return raw.decode()
+    except UnicodeDecodeError:
+        if b"\\udc" in raw:  # what this would take for a surrogate of its own
+            return raw.decode(errors="backslashreplace")
+    escaped = raw.decode(errors="surrogateescape").encode(errors="backslashreplace")
+    return escaped.replace(b"\\udc", b"\\x").decode()

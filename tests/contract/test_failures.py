@@ -343,6 +343,7 @@ FOREIGN: dict[str, dict[bytes | str, bytes | str]] = {
     "an empty name beside a body": {"": "x", "body": "?"},
     "5 MB": {"body": b"{" * 5_000_000},
     "5 MB in a header": {"body": "?", "h": "h" * 5_000_000},
+    "5 MB of another encoding in a header": {b"body": b"?", b"h": b"\xe9" * 5_000_000},
     "thousands of fields": {f"f{number}": "v" for number in range(12_000)},
     "thousands of fields before a body": {
         **{f"f{number}": "v" for number in range(9_000)},
