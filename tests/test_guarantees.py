@@ -18,7 +18,7 @@ QUESTIONS = [
     "a message kills its process",
     "a handler is slow",
     "Redis restarts",
-    "Redis fails over",
+    "Redis fails over, or a slot moves",
     "somebody flushes",
     "memory is full",
     "a process is told to go",

@@ -16,6 +16,7 @@ from aioredismq import (
     ServerNotReadyError,
     WrongKeyTypeError,
 )
+from aioredismq._errors import server_error
 from aioredismq._link import Link
 from aioredismq._scripts import Script
 from aioredismq._wire import Wire, pack
@@ -360,6 +361,25 @@ async def test_a_link_that_is_given_up_looks_for_the_server_again(
     assert await ask(link, "PING") == b"PONG"
     assert len(road.wires) == 2
     assert road.wires[0].is_lost
+
+
+@pytest.mark.parametrize(
+    ("text", "is_left"),
+    [
+        ("MOVED 3999 127.0.0.1:6381", True),
+        ("READONLY You can't write against a read only replica.", True),
+        ("ASK 3999 127.0.0.1:6381", False),
+        ("TRYAGAIN Multiple keys request during rehashing of slot", False),
+        ("LOADING Redis is loading the dataset in memory", False),
+    ],
+)
+async def test_a_server_is_left_when_it_says_that_the_key_is_elsewhere(
+    link: Link, road: Road, text: str, is_left: bool
+) -> None:
+    """Not while its slot is on the way: it says so when that is over."""
+    assert link.follow(server_error(text)) is is_left
+
+    assert road.wires[0].is_lost is is_left
 
 
 async def test_renewing_what_is_down_changes_nothing(road: Road) -> None:

@@ -37,8 +37,6 @@ if TYPE_CHECKING:
 # producer, whatever waits, and what waits is on its way well within a second of its return.
 _LONGEST_PAUSE = 0.4
 
-_ELSEWHERE = frozenset({"MOVED", "ASK", "READONLY"})
-
 
 class Batcher:
     """Gather sends to one stream and see each through to its ids or its error.
@@ -264,9 +262,9 @@ class Batcher:
     def _hold(self, batch: Batch, refusal: ServerNotReadyError) -> None:
         """Ask again a little later."""
         batch.refusal = self._refusal = refusal
-        if refusal.code in _ELSEWHERE:
-            self._link.renew(refusal)
-        elif self._asking is None and (batch is self._probe or not self._is_held):
+        if self._link.follow(refusal):
+            return  # asked when the link is up again
+        if self._asking is None and (batch is self._probe or not self._is_held):
             self._is_held = True
             self._asking = self._loop.call_later(self._following(), self._ask)
 

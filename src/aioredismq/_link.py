@@ -23,8 +23,10 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("aioredismq")
 
-# The server we talk to is not (or no longer) the one for this key: ask again where it is.
-_ELSEWHERE = frozenset({"MOVED", "ASK", "READONLY", "UNBLOCKED"})
+# The server we talk to is not (or no longer) the one for this key: look where it is. ASK is not one
+# of them: the slot is on its way, both nodes refuse most of what a queue says, and what tells that
+# it has arrived is MOVED.
+_ELSEWHERE = frozenset({"MOVED", "READONLY", "UNBLOCKED"})
 
 
 class Link:
@@ -110,6 +112,13 @@ class Link:
             text = "the server is not the one for this key any more"
             self._wire.close(ConnectionLostError(f"{text}: {why}" if why else text))
 
+    def follow(self, refusal: ServerError) -> bool:
+        """Drop the wire if this is how a server says that the key is elsewhere; say whether."""
+        is_elsewhere = refusal.code in _ELSEWHERE
+        if is_elsewhere:
+            self.renew(refusal)
+        return is_elsewhere
+
     def submit(self, command: bytes, on_reply: Callable[[Any], None]) -> None:
         """Write a packed command now.
 
@@ -162,8 +171,7 @@ class Link:
             except ServerNotReadyError as error:
                 if loop.time() >= end:
                     raise
-                if error.code in _ELSEWHERE:
-                    self.renew(error)
+                self.follow(error)
                 await asyncio.sleep(following())
             except ConnectionLostError:
                 if loop.time() >= end:

@@ -197,8 +197,7 @@ class Settler:
                 self._keep(batch, in_lane=in_lane)  # sent when it is up again
             case ServerNotReadyError() | ServerFullError():
                 self._keep(batch, in_lane=in_lane)
-                if reply.code in {"MOVED", "ASK", "READONLY"}:
-                    self._member.link.renew(reply)
+                self._member.link.follow(reply)
                 self._again = self._loop.call_later(_PAUSE, self._go_on)
             case ServerError():
                 self._fatal(reply)
