@@ -139,7 +139,7 @@ async def test_a_process_killed_by_its_message_takes_nothing_with_it(
             await queue.produce({"number": 99, "do": "kill"})
             await queue.produce_many([{"number": n} for n in range(9, 20)])
 
-            await eventually(lambda: has_letters(look, name), 40)
+            await eventually(lambda: has_letters(look, name), 80)
             await eventually(lambda: set(crew.said("end")) == set(range(20)), 10)
             await eventually(lambda: is_settled(look, name), 10)
     finally:
@@ -362,7 +362,7 @@ async def test_a_process_told_to_go_leaves_nothing_behind(
         begun = crew.said("begin", leaving)
         assert crew.said("end", leaving) == begun  # each that had begun has ended
         other = await crew.start(concurrency=40)
-        await eventually(lambda: len(crew.said("begin")) == 540, 1.5)
+        await eventually(lambda: len(crew.said("begin")) == 540, 8)
         await eventually(lambda: is_settled(look, name))
 
     assert crew.said("end").total() == 540  # once each
@@ -385,7 +385,7 @@ async def test_what_does_not_end_in_time_is_cut_off_and_handed_back(
         assert crew.said("cancelled").total() == 4
         assert (await left(look, name)).names == ()
         other = await crew.start()
-        await eventually(lambda: crew.said("end", other).total() == 6, 1)
+        await eventually(lambda: crew.said("end", other).total() == 6, 8)
         await eventually(lambda: is_settled(look, name))
         assert crew.attempts(other) == {"1"}
 

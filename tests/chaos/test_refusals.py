@@ -418,7 +418,7 @@ async def test_a_busy_server_is_not_pestered_by_sends(
 
         await asyncio.wait(sends.all)
 
-        assert time.monotonic() - killed < 0.9
+        assert time.monotonic() - killed < 2.5  # half a second, on a quiet machine
         with pytest.raises(ResponseError):
             await endless
         refused = await _commands(client) - before - len(sends.all)

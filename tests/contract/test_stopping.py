@@ -197,7 +197,7 @@ async def test_cancelling_at_any_moment_hands_everything_back(
         assert queue.channel.connection._readers == 0
         rest = Handled()
         async with Consumer(queue, rest):
-            await rest.until(12 - len(work.finished), limit=2)
+            await rest.until(12 - len(work.finished), limit=10)
         assert sorted(work.finished + rest.bodies) == list(range(12))
         assert work.attempts <= {1}
         assert await left(look, queue.name) == NOTHING
@@ -220,7 +220,7 @@ async def test_a_stopped_consumer_hands_back_at_once(
         await queue.produce_many(range(2, 10))
         async with Consumer(queue, quick), anyio.create_task_group() as tasks:
             tasks.start_soon(first.stop)
-            await quick.until(8, limit=2)
+            await quick.until(8, limit=10)
             assert first.is_running
             slow.gate.set()
 
