@@ -19,6 +19,7 @@ from aioredismq import (
     RetryMessage,
 )
 from aioredismq import _consumer as room_of_consumer
+from aioredismq import _lease as room_of_lease
 from aioredismq import _reporter as room_of_reporter
 from aioredismq._bell import Bell
 from aioredismq._keys import QueueKeys
@@ -474,3 +475,22 @@ async def test_what_waits_is_not_started_when_somebody_else_has_had_it(
     assert len(stolen) > 10
     assert stolen.isdisjoint(ran)
     assert len(ran) == len(set(ran)) == 2000 - len(stolen)
+
+
+async def test_what_was_abandoned_does_not_wait_for_the_end_of_a_backlog(
+    url: str, name: str, client: Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Behind one, no worker is ever free by chance: each takes the next at once."""
+    monkeypatch.setattr(room_of_lease, "_LEAST_GRACE", 0.0)
+    handled = Handled(takes=0.02)
+    config = ConsumerConfig(concurrency=2, visibility_timeout=0.5)
+    async with opened(url, name) as queue:
+        for number in range(3):
+            await queue.produce(f"abandoned {number}")
+        await client.xreadgroup(f"{name}_group", "gone", {name: ">"}, count=3)
+        await queue.produce_many(range(600))
+        async with Consumer(queue, handled, config):
+            await handled.until(603)
+
+    behind = [body for body in handled.bodies[300:] if isinstance(body, str)]
+    assert not behind

@@ -419,6 +419,49 @@ async def test_the_next_suspect_may_start_although_one_still_runs() -> None:
         work.open.set()
 
 
+async def test_a_worker_is_kept_free_although_more_waits() -> None:
+    """It stays so from when its handler has ended; the others go on, and it too afterwards."""
+    gate = asyncio.Semaphore(0)
+
+    async def run(portion: list[Entry]) -> None:
+        await gate.acquire()
+
+    dispatcher = make(run, concurrency=2)
+    async with working(dispatcher, 2):
+        dispatcher.offer(entries(9))
+        await eventually(lambda: dispatcher.running == 2)
+        with dispatcher.one_kept_free():
+            assert not await dispatcher.free_worker(0.01)
+
+            gate.release()
+            with fail_after(1):
+                assert await dispatcher.free_worker(60.0)
+
+            for _ in range(3):
+                gate.release()
+            await eventually(lambda: dispatcher.handled == 4)
+            assert dispatcher.running == 1
+        await eventually(lambda: dispatcher.running == 2)
+
+
+async def test_nobody_waits_for_a_free_worker_of_a_closed_dispatcher() -> None:
+    """There will be none."""
+    work = Work()
+    work.open.clear()
+    dispatcher = make(work)
+    async with working(dispatcher):
+        dispatcher.offer(entries(1))
+        await eventually(lambda: work.running == 1)
+        waiting = asyncio.ensure_future(dispatcher.free_worker(60.0))
+        await asyncio.sleep(0)
+
+        dispatcher.close()
+
+        with fail_after(1):
+            assert not await waiting
+        work.open.set()
+
+
 async def test_a_suspect_that_was_not_started_is_given_back() -> None:
     """With the rest, when the intake is closed."""
     work = Work()

@@ -3,7 +3,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, nullcontext
 from typing import TYPE_CHECKING
 
 import pytest
@@ -64,7 +64,8 @@ class Recovering:
             server_time=lambda: (
                 None if self.ahead is None else time.time() + self.ahead
             ),
-            free=lambda: self.is_free,
+            one_kept_free=nullcontext,
+            free_worker=self._free_worker,
             run_suspect=self._run,
             settle=lambda entry, outcome: self.settled.append((entry, outcome)),
             mend=self._mend,
@@ -78,6 +79,11 @@ class Recovering:
             key = self._key(in_lane=entry.in_lane)
             await self.client.xack(key, GROUP, entry.id)
         return self.suspect_ends
+
+    async def _free_worker(self, within: float) -> bool:
+        if not self.is_free:
+            await asyncio.sleep(within)
+        return self.is_free
 
     async def _mend(self) -> None:
         self.mended += 1

@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from anyio import move_on_after
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Sequence
+    from collections.abc import Awaitable, Callable, Iterator, Sequence
 
     from ._held import Held
     from ._message import Entry
@@ -73,6 +74,7 @@ class Dispatcher:
         self._suspect_running: Entry | None = None
         self._suspect_ended = asyncio.Event()
         self._holding = False
+        self._kept_free = 0
         self._closed = False
         self._room_again = asyncio.Event()
         self._ended = asyncio.Event()
@@ -161,6 +163,28 @@ class Dispatcher:
         """Whether an entry would start now."""
         return not self._closed and self._running < self._concurrency
 
+    @contextmanager
+    def one_kept_free(self) -> Iterator[None]:
+        """Leave one worker without work in the block, from when it has ended its handler.
+
+        With a backlog there is always more to start, and never a free worker by chance.
+        """
+        self._kept_free = 1
+        try:
+            yield
+        finally:
+            self._kept_free = 0
+            if self._entries:
+                self._wake_one()
+
+    async def free_worker(self, within: float) -> bool:
+        """Wait for a free worker, so many seconds at most, and say whether there is one."""
+        with move_on_after(within):
+            while not self._closed and not self.has_free_worker:
+                self._room_again.clear()
+                await self._room_again.wait()
+        return self.has_free_worker
+
     async def run_suspect(self, entry: Entry, *, alone: float, longest: float) -> bool:
         """Run an entry its former process may have died of, and return when the next may start.
 
@@ -233,7 +257,10 @@ class Dispatcher:
                 self._waking = False
 
     def _has_work(self) -> bool:
-        return self._suspect is not None or (bool(self._entries) and not self._holding)
+        if self._suspect is not None:
+            return True
+        free = self._concurrency - self._running
+        return bool(self._entries) and not self._holding and free > self._kept_free
 
     def _end(self, portion: list[Entry], begun: float) -> None:
         now = self._last_change = time.perf_counter()

@@ -20,8 +20,9 @@ from ._outcome import DeadLetter, Failure
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
+    from contextlib import AbstractContextManager
 
-    from ._member import Member
+    from ._member import Member, Recovered
     from ._message import Entry
     from ._outcome import Outcome
 
@@ -64,7 +65,8 @@ class Recoverer:
         retention: float | None,
         may_claim: Callable[[], bool],
         server_time: Callable[[], float | None],
-        free: Callable[[], bool],
+        one_kept_free: Callable[[], AbstractContextManager[None]],
+        free_worker: Callable[[float], Awaitable[bool]],
         run_suspect: Callable[[Entry], Awaitable[bool]],
         settle: Callable[[Entry, Outcome], None],
         mend: Callable[[], Awaitable[None]],
@@ -78,7 +80,8 @@ class Recoverer:
             retention: Seconds dead letters are kept; None for ever.
             may_claim: Says whether others have had the time to renew.
             server_time: Tells the server's time; None when it is not known yet.
-            free: Says whether a worker is free now.
+            one_kept_free: A block in which a worker that becomes free stays so.
+            free_worker: Waits so many seconds for a free worker, and says whether there is one.
             run_suspect: Runs an entry before and apart from others; returns when the next suspect
                 may start, and whether this one has ended.
             settle: Does what an outcome says with an entry.
@@ -90,7 +93,8 @@ class Recoverer:
         self._retention = retention
         self._may_claim = may_claim
         self._server_time = server_time
-        self._free = free
+        self._one_kept_free = one_kept_free
+        self._free_worker = free_worker
         self._run_suspect = run_suspect
         self._settle = settle
         self._mend = mend
@@ -192,17 +196,21 @@ class Recoverer:
     def _take_until(self) -> float | None:
         """Say until when a request may claim; None when it may not at all."""
         now = self._server_time()
-        if now is None or not self._may_claim() or not self._free():
-            return None
-        return now + _FRESH
+        return now + _FRESH if now is not None and self._may_claim() else None
 
     async def _look(self) -> bool:
-        """Take one over if there is any; True when it is worth looking on at once."""
-        found = await self._member.recover(
-            visibility_timeout=self._visibility_timeout,
-            take_until=self._take_until(),
-            running=self._running,
-        )
+        """Take one over if there is any; True when it is worth looking on at once.
+
+        Only for a worker that is free, as it is marked from now on. Behind a backlog none ever is
+        by chance: the first that has ended its handler waits for the answer.
+        """
+        with self._one_kept_free():
+            while self._take_until() and not await self._free_worker(self._pause):
+                await self._ask(None)
+                await self._retire()
+                if self._stopped.is_set():
+                    return False
+            found = await self._ask(self._take_until())
         entry = found.entry
         if entry is None:
             return found.more
@@ -214,3 +222,10 @@ class Recoverer:
             ended = await self._run_suspect(entry)
             self._running = None if ended else entry
         return True
+
+    async def _ask(self, take_until: float | None) -> Recovered:
+        return await self._member.recover(
+            visibility_timeout=self._visibility_timeout,
+            take_until=take_until,
+            running=self._running,
+        )
