@@ -221,6 +221,42 @@ async def test_an_error_is_tried_again() -> None:
     assert outcome == Retry(0.0, "'missing'")
 
 
+class PanicError(BaseException):
+    """As extensions written in Rust raise: none of `Exception`."""
+
+
+async def test_a_failure_need_not_be_an_exception() -> None:
+    """Ending the consumer with it would hand the message to the next, to end that too."""
+
+    async def single(message: Message) -> None:
+        async with message:
+            raise PanicError("index out of bounds")
+
+    async def batch(messages: list[Message]) -> None:
+        raise PanicError("index out of bounds")
+
+    def thread(body: object) -> None:
+        raise PanicError("index out of bounds")
+
+    for handler in (single, batch, thread):
+        assert await outcome_of(handler) == Retry(0.0, "index out of bounds")
+
+
+async def test_the_end_of_the_process_is_no_failure() -> None:
+    """It goes on its way; the message was cut off."""
+
+    async def handler(body: object) -> None:
+        raise GeneratorExit
+
+    invoker, settled = make(handler)
+    given = entry()
+
+    with pytest.raises(GeneratorExit):
+        await invoker.run([given])
+
+    assert settled.of(given) == Release()
+
+
 async def test_the_last_attempt_makes_a_dead_letter() -> None:
     """With its reason and its words."""
 

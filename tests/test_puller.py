@@ -246,6 +246,25 @@ async def test_an_error_in_the_block_fails_the_message_and_goes_no_further() -> 
     assert pulling.outcomes == {b"1-0": Retry(0.0, "no")}
 
 
+async def test_an_error_that_is_no_exception_fails_the_message_and_goes_on() -> None:
+    """Handed back untried, it would come again for ever."""
+    pulling = Pulling()
+
+    class PanicError(BaseException):
+        """As extensions written in Rust raise."""
+
+    async def handle() -> None:
+        async with await pulling.following():
+            raise PanicError("no")
+
+    async with create_task_group() as tasks:
+        tasks.start_soon(pulling.puller.run, [entry()])
+        with pytest.raises(PanicError):
+            await handle()
+
+    assert pulling.outcomes == {b"1-0": Retry(0.0, "no")}
+
+
 async def test_what_was_settled_by_hand_in_the_block_counts() -> None:
     """What is raised afterwards is not its failure, and goes on."""
     pulling = Pulling()

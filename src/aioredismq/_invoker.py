@@ -14,7 +14,16 @@ from . import _history as history
 from ._codec import decoder, is_original_marker, open_envelope, open_original
 from ._errors import DecodeError, RejectMessage, RetryMessage
 from ._message import Message
-from ._outcome import Ack, DeadLetter, Failure, Outcome, Release, decide, describe
+from ._outcome import (
+    Ack,
+    DeadLetter,
+    Failure,
+    Outcome,
+    Release,
+    decide,
+    describe,
+    is_failure,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -177,14 +186,9 @@ class Invoker:
             outcome = Ack()
         except _LeaseLostError:
             pass  # somebody else's now: handing it back will find that out
-        except asyncio.CancelledError as error:
-            # Cancelled from outside: handed back. A handler may also end with a cancellation of
-            # its own making (a task it awaited was cancelled): that is a failure like any other,
-            # and must not end the worker.
-            if _is_cancelled_from_outside():
+        except BaseException as error:
+            if _ends_more(error):
                 raise
-            outcome = self.decide(error, entry)
-        except Exception as error:  # noqa: BLE001 -- whatever a handler raises is its failure
             outcome = self.decide(error, entry)
         finally:
             if message is not None:
@@ -208,7 +212,7 @@ class Invoker:
         [error] = by_hand
         if error is None:
             return Ack()
-        return self.decide(error, entry) if isinstance(error, Exception) else outcome
+        return self.decide(error, entry) if is_failure(error) else outcome
 
     async def _call_while_held(
         self, portion: list[Entry], body: Any, message: Message | None
@@ -240,11 +244,9 @@ class Invoker:
             failure = None
         except _LeaseLostError:
             pass  # what is still this consumer's is handed back
-        except asyncio.CancelledError as error:
-            if _is_cancelled_from_outside():
+        except BaseException as error:
+            if _ends_more(error):
                 raise
-            failure = error
-        except Exception as error:  # noqa: BLE001 -- whatever a handler raises is its failure
             failure = error
         finally:
             rest = dict(unsettled)
@@ -269,7 +271,7 @@ class Invoker:
         self, at: int, unsettled: dict[int, Entry]
     ) -> Callable[[BaseException | None], None]:
         def settle(error: BaseException | None) -> None:
-            if error is not None and not isinstance(error, Exception):
+            if error is not None and not is_failure(error):
                 return  # cancelled: what ends the handler says what becomes of it
             entry = unsettled.pop(at, None)
             if entry is not None:
@@ -340,6 +342,18 @@ class Invoker:
             exc_info=error if final and not isinstance(error, steering) else None,
         )
         return outcome
+
+
+def _ends_more(error: BaseException) -> bool:
+    """Tell what ends the worker or the process from what a handler has failed by.
+
+    Cancelled from outside, a message is handed back. A handler may also end with a cancellation of
+    its own making (a task it awaited was cancelled): that is a failure like any other, and must
+    not end the worker.
+    """
+    if isinstance(error, asyncio.CancelledError):
+        return _is_cancelled_from_outside()
+    return not is_failure(error)
 
 
 def _is_cancelled_from_outside() -> bool:

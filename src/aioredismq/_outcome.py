@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import traceback
 from dataclasses import dataclass
@@ -78,6 +79,18 @@ class Release:
 
 Outcome: TypeAlias = Ack | Retry | DeadLetter | Release
 Failed: TypeAlias = Retry | DeadLetter
+
+
+# What a handler may let through and has not failed by: the end of its task, or of its process.
+_ENDINGS = (asyncio.CancelledError, KeyboardInterrupt, SystemExit, GeneratorExit)
+
+
+def is_failure(error: BaseException) -> bool:
+    """Say whether this is a failure of the handler, or ends more than the handler.
+
+    Not every failure is an `Exception`: a panic in an extension written in Rust is none.
+    """
+    return not isinstance(error, _ENDINGS)
 
 
 def describe(error: BaseException) -> str:

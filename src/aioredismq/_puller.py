@@ -7,7 +7,7 @@ from collections import deque
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeAlias
 
-from ._outcome import Ack, Outcome, Release
+from ._outcome import Ack, Outcome, Release, is_failure
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -92,7 +92,7 @@ class Puller:
         match how:
             case None:
                 return Ack()
-            case Exception():
+            case BaseException() if is_failure(how):
                 return self._decide(how, entry)
             case BaseException():
                 return Release()
