@@ -416,17 +416,40 @@ async def test_an_abandoned_entry_is_taken_over_and_marked(
 async def test_only_what_nobody_renews_is_abandoned(
     url: str, name: str, client: Redis
 ) -> None:
-    """Not what is young, and never one's own, however old it looks."""
+    """Not what is young, whoever has it."""
     async with belonging(url, name, client) as them:
         [young] = await them.deliver(OTHER)
         [mine] = await them.deliver(ONE)
-        await them.age(young, seconds=VISIBILITY - 5)
-        await them.age(mine)
+        await them.age(young, mine, seconds=VISIBILITY - 5)
 
         found = await them.recover()
 
         assert (found.entry, found.more) == (None, False)
         assert (await them.owner(young), await them.owner(mine)) == (b"other", b"one")
+
+
+async def test_what_one_does_not_know_to_hold_is_no_suspect(
+    url: str, name: str, client: Redis
+) -> None:
+    """A reply was lost, and nobody has died: it is not marked, and no mark is charged."""
+    async with belonging(url, name, client) as them:
+        [long] = await them.deliver(OTHER)
+        running = await them.crash(long)
+        [mine, marked] = await them.deliver(ONE, 2)
+        await client.xclaim(
+            name, GROUP, ONE, 0, [marked.id], retrycount=MARK + 1, justid=True
+        )
+        await them.age(mine, marked)
+
+        found = [(await look(them.one, running=running)).entry for _ in range(2)]
+
+        assert [one and (one.id, one.crashes) for one in found] == [
+            (mine.id, 0),
+            (marked.id, 1),
+        ]
+        assert await them.count(mine) == 1
+        assert [await them.count(one) for one in (marked, long)] == [MARK + 1, MARK]
+        assert await them.idle(mine) < 5
 
 
 async def test_they_come_one_at_a_time(url: str, name: str, client: Redis) -> None:

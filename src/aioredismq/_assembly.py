@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from ._config import ConsumerConfig
     from ._handler import Binding
     from ._message import Entry
-    from ._outcome import Failure, Outcome
+    from ._outcome import Failure
     from ._stream import Generation, Stream
 
 logger = logging.getLogger("aioredismq")
@@ -151,12 +151,13 @@ class Assembly:
             visibility_timeout=config.visibility_timeout,
             max_crashes=config.max_crashes,
             retention=config.dead_letter_retention,
+            held=self.held,
             may_claim=self._lease.may_claim,
             server_time=self._clock.now,
             one_kept_free=self._dispatcher.one_kept_free,
             free_worker=self._dispatcher.free_worker,
             run_suspect=self._run_suspect,
-            settle=self._settle_recovered,
+            settle=settler.settle,
             mend=self._mend,
         )
         self._watcher = Watcher(self._follow)
@@ -264,18 +265,12 @@ class Assembly:
             self._tasks.start_soon(self._guard, self._reader.reconsider)
 
     async def _run_suspect(self, entry: Entry) -> bool:
-        if not self.held.add([entry]):
-            return True  # it was lost, is ours again, and runs still
         if self._dispatcher.is_closed:
             self._settler.settle(entry, Release())
             return True
         return await self._dispatcher.run_suspect(
             entry, alone=_ALONE, longest=self._config.visibility_timeout
         )
-
-    def _settle_recovered(self, entry: Entry, outcome: Outcome) -> None:
-        if self.held.add([entry]):
-            self._settler.settle(entry, outcome)
 
     def _lease_lost(self, entry_id: bytes, in_lane: bool) -> bool:
         if self._dispatcher.drop(entry_id, in_lane=in_lane):

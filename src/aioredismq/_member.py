@@ -246,7 +246,7 @@ class Member:
         """Look at a bounded part of what is pending, and take one abandoned entry over.
 
         Entries that were deleted are cleaned out on the way. It is not sent again by itself: a lost
-        reply leaves the entry under this consumer, where it ages and is found by the next.
+        reply leaves the entry under this consumer, where it ages and is found by a later look.
 
         Args:
             visibility_timeout: Seconds without renewal after which an entry is abandoned; the

@@ -16,13 +16,15 @@ from ._errors import (
     ServerFullError,
     ServerNotReadyError,
 )
+from ._member import Recovered
 from ._outcome import DeadLetter, Failure
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
     from contextlib import AbstractContextManager
 
-    from ._member import Member, Recovered
+    from ._held import Held
+    from ._member import Member
     from ._message import Entry
     from ._outcome import Outcome
 
@@ -63,6 +65,7 @@ class Recoverer:
         visibility_timeout: float,
         max_crashes: int,
         retention: float | None,
+        held: Held,
         may_claim: Callable[[], bool],
         server_time: Callable[[], float | None],
         one_kept_free: Callable[[], AbstractContextManager[None]],
@@ -78,6 +81,7 @@ class Recoverer:
             visibility_timeout: Seconds without renewal after which an entry is abandoned.
             max_crashes: Crashes that make a dead letter.
             retention: Seconds dead letters are kept; None for ever.
+            held: What this consumer holds.
             may_claim: Says whether others have had the time to renew.
             server_time: Tells the server's time; None when it is not known yet.
             one_kept_free: A block in which a worker that becomes free stays so.
@@ -91,6 +95,7 @@ class Recoverer:
         self._visibility_timeout = visibility_timeout
         self._max_crashes = max_crashes
         self._retention = retention
+        self._held = held
         self._may_claim = may_claim
         self._server_time = server_time
         self._one_kept_free = one_kept_free
@@ -224,8 +229,24 @@ class Recoverer:
         return True
 
     async def _ask(self, take_until: float | None) -> Recovered:
-        return await self._member.recover(
-            visibility_timeout=self._visibility_timeout,
-            take_until=take_until,
-            running=self._running,
-        )
+        """Ask for one that is abandoned; what is held here, or has just been settled, is not."""
+        with (
+            self._held.looking(in_lane=False) as in_stream,
+            self._held.looking(in_lane=True) as in_lane,
+        ):
+            found = await self._member.recover(
+                visibility_timeout=self._visibility_timeout,
+                take_until=take_until,
+                running=self._running,
+            )
+            entry = found.entry
+            if entry is None:
+                return found
+            if not (in_lane if entry.in_lane else in_stream)(entry.id):
+                self._held.add([entry])
+                return found
+        if self._held.has(entry.id, in_lane=entry.in_lane):
+            if self._held.renewed_at(entry.id, in_lane=entry.in_lane) is None:
+                self._tell(entry)  # it was lost, is ours again, and runs still
+            self._held.add([entry])
+        return Recovered(None, more=True)

@@ -73,10 +73,10 @@ local function crashes_of(fields, in_lane)
   return 0
 end
 
-local taken, crashes, from_lane, more = false, 0, 0, 0
+local taken, is_marked, crashes, from_lane, more = false, false, 0, 0, 0
 
 local function take(at, pending)
-  local key, id, count = KEYS[at], pending[1], pending[4]
+  local key, id, owner, count = KEYS[at], pending[1], pending[2], pending[4]
   local entry = redis.call('XRANGE', key, id, id)[1]
   if not entry then
     redis.call('XACK', key, ARGV[1], id)
@@ -84,11 +84,16 @@ local function take(at, pending)
   end
   crashes = crashes_of(entry[2], at == 2)
   if count >= MARK then
-    crashes = math.max(crashes, count - MARK + 1)
+    crashes = math.max(crashes, count - MARK + (owner == ARGV[2] and 0 or 1))
   elseif count >= UNSURE then
     crashes = math.max(crashes, count - UNSURE)
   end
-  redis.call('XCLAIM', key, ARGV[1], ARGV[2], 0, id, 'RETRYCOUNT', MARK + crashes, 'JUSTID')
+  if owner == ARGV[2] then
+    redis.call('XCLAIM', key, ARGV[1], ARGV[2], 0, id, 'JUSTID')
+  else
+    redis.call('XCLAIM', key, ARGV[1], ARGV[2], 0, id, 'RETRYCOUNT', MARK + crashes, 'JUSTID')
+    is_marked = true
+  end
   taken, from_lane = entry, at - 1
 end
 
@@ -118,11 +123,10 @@ for at = 1, 2 do
   local following = '-'
   if #page == page_size then following = '(' .. page[#page][1]; more = 1 end
   for _, pending in ipairs(page) do
-    local id, owner, unrenewed = pending[1], pending[2], pending[3]
-    if owner ~= ARGV[2] and unrenewed >= idle then
+    if pending[3] >= idle then
       take(at, pending)
       if taken then
-        following, more = '(' .. id, 1
+        following, more = '(' .. pending[1], 1
         break
       end
     end
@@ -134,7 +138,7 @@ for at = 1, 2 do
   end
 end
 
-if taken and ARGV[6] ~= '' then
+if is_marked and ARGV[6] ~= '' then
   local key = KEYS[ARGV[7] + 1]
   local former = redis.call('XPENDING', key, ARGV[1], ARGV[6], ARGV[6], 1, ARGV[2])[1]
   if former and former[4] >= MARK then
