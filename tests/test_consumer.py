@@ -223,6 +223,32 @@ async def test_running_handlers_finish(url: str, name: str, client: Redis) -> No
         assert await left(client, name) == NOTHING
 
 
+async def test_a_handler_may_not_wait_for_the_end_of_its_own_consumer(
+    url: str, name: str, client: Redis
+) -> None:
+    """Each would wait for the other, for ever; to ask for the end is allowed."""
+    refused: list[MessageQueueError] = []
+
+    async def handler(body: object) -> None:
+        for stop in (consumer.stop, consumer.stop_from_user_task, queue.close):
+            with pytest.raises(MessageQueueError, match="in another task") as caught:
+                await stop()
+            refused.append(caught.value)
+        consumer.request_stop()
+
+    async with opened(url, name) as queue:
+        consumer = Consumer(queue, handler)
+        queue.consumers.append(consumer)
+        async with consumer:
+            await queue.produce("the last")
+            with fail_after(5):
+                await consumer.ended()
+
+        assert len(refused) == 3
+        assert queue.is_initialized
+        assert await left(client, name) == NOTHING
+
+
 async def test_what_runs_too_long_is_cancelled_and_handed_back(
     url: str, name: str, client: Redis
 ) -> None:

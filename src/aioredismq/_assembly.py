@@ -219,6 +219,11 @@ class Assembly:
         await self._reporter.told()
 
     @property
+    def is_asked_by_handler(self) -> bool:
+        """Whether the current task is one its handlers run in."""
+        return self._dispatcher.is_here
+
+    @property
     def unfinished(self) -> str:
         """What the end waits for, for the log."""
         running = self._dispatcher.running

@@ -129,10 +129,27 @@ class Consumer:
     async def stop(self) -> None:
         """Drain and return when it has ended. It does not raise what ended it; `wait` does.
 
+        Raises:
+            MessageQueueError: A handler of its own would wait for itself: `request_stop()`.
+
         Cancellation: the drain goes on; `cancel()` hurries it.
         """
+        self.check_may_wait()
         self.request_stop()
         await self._host.ended()
+
+    def check_may_wait(self) -> None:
+        """Refuse to let a handler wait for the end of its own consumer, which waits for it.
+
+        Raises:
+            MessageQueueError: It is called in one.
+        """
+        if self._assembly is not None and self._assembly.is_asked_by_handler:
+            msg = (
+                f"a handler of consumer {self.name} cannot wait for the end of that consumer, "
+                "which waits for its handlers: close or stop it in another task"
+            )
+            raise MessageQueueError(msg)
 
     def request_stop(self) -> None:
         """Begin to drain; `ended()` tells when it is over."""
@@ -141,6 +158,7 @@ class Consumer:
 
     async def stop_from_user_task(self) -> None:
         """Drain; a cancellation meanwhile hurries it, and is passed on when it has ended."""
+        self.check_may_wait()
         self.request_stop()
         await self._outlast()
 

@@ -68,6 +68,7 @@ class Dispatcher:
         self._last_change = 0.0
         self._entries: deque[Entry] = deque()
         self._idle: deque[asyncio.Future[None]] = deque()
+        self._workers: set[asyncio.Task[None] | None] = set()
         self._running = 0
         self._waking = False
         self._suspect: Entry | None = None
@@ -90,6 +91,11 @@ class Dispatcher:
     def waiting(self) -> int:
         """Entries read and not started."""
         return len(self._entries)
+
+    @property
+    def is_here(self) -> bool:
+        """Whether it is asked by one of its workers: by a handler."""
+        return asyncio.current_task() in self._workers
 
     @property
     def is_closed(self) -> bool:
@@ -223,6 +229,7 @@ class Dispatcher:
 
     async def work(self) -> None:
         """Be one worker, until cancelled."""
+        self._workers.add(asyncio.current_task())
         since_turn = 0
         while True:
             if not self._has_work():

@@ -158,21 +158,21 @@ class RedisMessageQueue:
             await stream.open_group(default, how="first", rules=rules)
 
     async def close(self) -> None:
-        """Drain what still consumes, wait for what was sent, and disconnect.
-
-        Closing a queue that is not open changes nothing.
+        """Drain what still consumes, wait for what was sent, and disconnect, if it is open.
 
         Raises:
             WrongLoopError: It is open on another event loop, or in the parent process.
+            MessageQueueError: A handler of its own would wait for itself.
 
         Cancellation: hurries the drain, waits no longer for what was sent, and disconnects.
         """
         if self._stream is None:
             return
         self.channel.connection.check()
+        crew = running.Crew(self.consumers).check_may_wait()
         self._stream = None
         try:
-            await running.Crew(self.consumers).stop()
+            await crew.stop()
         finally:
             try:
                 await self._producer.close()

@@ -16,6 +16,7 @@ from ._errors import ConfigurationError
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
+    from typing import Self
 
     from ._consumer import Consumer
     from ._queue import RedisMessageQueue
@@ -59,6 +60,16 @@ class Crew:
         except BaseException:
             await self.stop()
             raise
+
+    def check_may_wait(self) -> Self:
+        """Refuse to be stopped by a handler of one of them.
+
+        Raises:
+            MessageQueueError: It is called in one; nothing was stopped.
+        """
+        for consumer in self._consumers:
+            consumer.check_may_wait()
+        return self
 
     async def stop(self) -> None:
         """Drain all at once; a cancellation meanwhile hurries them, and is passed on afterwards."""
