@@ -477,6 +477,24 @@ async def test_what_waits_is_not_started_when_somebody_else_has_had_it(
     assert len(ran) == len(set(ran)) == 2000 - len(stolen)
 
 
+async def test_when_the_servers_clock_was_set_ahead_nothing_is_claimed_for_a_while(
+    url: str, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All leases look older than they are, those of the living too."""
+    monkeypatch.setattr(room_of_lease, "_LEAST_GRACE", 0.0)
+    config = ConsumerConfig(visibility_timeout=3.0)
+    async with (
+        opened(url, name) as queue,
+        Consumer(queue, Handled(), config) as consumer,
+    ):
+        await eventually(lambda: inside(consumer)._recoverer._take_until() is not None)
+
+        inside(consumer)._promoter._set_clock(time.time() + 600)
+
+        assert inside(consumer)._recoverer._take_until() is None
+        await eventually(lambda: inside(consumer)._recoverer._take_until() is not None)
+
+
 async def test_what_was_abandoned_does_not_wait_for_the_end_of_a_backlog(
     url: str, name: str, client: Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:

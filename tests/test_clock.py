@@ -53,3 +53,15 @@ def test_a_change_of_our_own_clock_changes_nothing(
     now = clock.now()
     assert now is not None
     assert now < 1_000_005.0
+
+
+def test_a_clock_that_is_set_ahead_is_told() -> None:
+    """Not the first look, no answer that was a little late, and not one that is set back."""
+    told: list[float] = []
+    now = 1_000_000.0
+    clock = ServerClock(set_ahead=lambda: told.append(now))
+
+    for now in (1_000_000.0, 999_999.5, 1_000_000.0, 1_000_030.0, 900_000.0):
+        clock.set(now)
+
+    assert told == [1_000_030.0]

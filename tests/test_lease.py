@@ -502,6 +502,24 @@ async def test_after_each_connect_one_period_is_left_to_all(
         await eventually(work.lease.may_claim, 2)
 
 
+async def test_a_doubt_leaves_one_period_to_all_and_renews(
+    url: str, name: str, client: Redis
+) -> None:
+    """The server's clock was set ahead: every lease looks older than it is."""
+    async with leasing(url, name, client) as work, renewing(work):
+        await eventually(work.lease.may_claim, 2)
+        [entry] = await work.hold()
+        await work.age(entry)
+
+        work.lease.doubt()
+
+        assert not work.lease.may_claim()
+        await eventually(lambda: work.lease._due > time.monotonic(), 2)
+        await eventually(work.lease.may_claim, 2)
+        [pending] = await client.xpending_range(name, GROUP, "-", "+", 1)
+        assert pending["time_since_delivered"] < 5_000
+
+
 async def test_who_cannot_renew_does_not_claim(
     url: str, name: str, client: Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -78,7 +78,7 @@ class Assembly:
         self.held = Held()
         self.failed = 0
         """Messages that have failed for good, since the start."""
-        self._clock = ServerClock()
+        self._clock = ServerClock(set_ahead=lambda: self._lease.doubt())
         self._reporter = Reporter(config.failover_callback)
         self._settler = settler = Settler(
             member,

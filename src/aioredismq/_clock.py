@@ -3,20 +3,35 @@
 from __future__ import annotations
 
 import time
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+# Seconds by which an answer may be late without looking as if the clock had been set.
+_STEP = 1.0
 
 
 class ServerClock:
     """Tell the server's time between looks at it: ids and due times are its, not ours."""
 
-    __slots__ = ("_ahead",)
+    __slots__ = ("_ahead", "_set_ahead")
 
-    def __init__(self) -> None:
-        """Nothing is known before the first look."""
+    def __init__(self, set_ahead: Callable[[], None] = lambda: None) -> None:
+        """Nothing is known before the first look.
+
+        Args:
+            set_ahead: Told when it goes ahead of what it should show: somebody has set it, or the
+                server is another one.
+        """
         self._ahead: float | None = None
+        self._set_ahead = set_ahead
 
     def set(self, server_time: float) -> None:
         """Note what the server's clock shows now, in seconds since the epoch."""
-        self._ahead = server_time - time.monotonic()
+        before, self._ahead = self._ahead, server_time - time.monotonic()
+        if before is not None and self._ahead - before > _STEP:
+            self._set_ahead()
 
     def now(self) -> float | None:
         """Seconds since the epoch by the server's clock; None before the first look."""

@@ -110,6 +110,14 @@ class Lease:
             self._wanted.set()
             await self._renewed.wait()
 
+    def doubt(self) -> None:
+        """Renew soon, and claim nothing for a while: leases look older than they are.
+
+        As after an outage, or when the server's clock was set ahead.
+        """
+        self._sound_since = time.monotonic()
+        self._due = min(self._due, self._sound_since)
+
     def close(self) -> None:
         """Listen to nobody any more, and let nobody wait."""
         self._closed = True
@@ -131,7 +139,7 @@ class Lease:
                     "handlers that compute belong in threads (plain `def`)",
                     late,
                 )
-                self._unsound()
+                self.doubt()
             if now >= self._due or self._wanted.is_set():
                 self._wanted.clear()
                 await self._renew_all()
@@ -151,7 +159,7 @@ class Lease:
             logger.debug(
                 "leases of %s could not be renewed: %s", self._member.group, error
             )
-            self._unsound()
+            self.doubt()
             self._due = time.monotonic() + min(1.0, self._period)
         else:
             self._held.sound_until = sound_until
@@ -206,10 +214,6 @@ class Lease:
                 self._member.group,
             )
 
-    def _unsound(self) -> None:
-        self._sound_since = time.monotonic()
-        self._due = min(self._due, self._sound_since)
-
     def _reconnected(self) -> None:
-        self._unsound()
+        self.doubt()
         self._wanted.set()
