@@ -21,6 +21,9 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 
+ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
 def _become(monkeypatch: pytest.MonkeyPatch, encoding: str) -> io.BytesIO:
     raw = io.BytesIO()
     monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(raw, encoding=encoding))
@@ -82,13 +85,14 @@ async def test_what_ends_by_itself_was_not_stopped() -> None:
 
 @pytest.fixture
 def heeds_signals() -> Iterator[None]:
-    """Be a program that ignores no signal, also where the tests run under `nohup`."""
-    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    """Be a program that ignores no signal, also where the tests run in a shell's background."""
+    before = {number: signal.signal(number, signal.SIG_DFL) for number in ENDING}
     yield
-    signal.signal(signal.SIGHUP, before)
+    for number, action in before.items():
+        signal.signal(number, action)
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize("number", ENDING)
 async def test_a_signal_cancels_and_is_told(
     number: signal.Signals, heeds_signals: None
 ) -> None:
