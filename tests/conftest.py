@@ -191,6 +191,13 @@ def sentinel(server_path: Path | None) -> Iterator[SentinelSet]:
         yield running
 
 
+@pytest.fixture
+def own_set(server_path: Path | None) -> Iterator[SentinelSet]:
+    """A set for this test alone, to fail over."""
+    with SentinelSet(server_path) as running:
+        yield running
+
+
 @pytest.fixture(scope="session")
 def cluster(server_path: Path | None) -> Iterator[ClusterNodes]:
     """A cluster of three masters with a replica each."""

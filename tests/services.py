@@ -69,6 +69,12 @@ class Service:
         return int(told[1])
 
 
+def listeners(sentinel: RedisServer, user: str = "default") -> int:
+    """Count the lookouts that have subscribed to all they want to hear."""
+    clients = str(sentinel.command("CLIENT", "LIST")).splitlines()
+    return sum(" sub=5 " in each and f" user={user} " in each for each in clients)
+
+
 @contextmanager
 def service(
     sentinel: SentinelSet, master: RedisServer, by: slice = slice(None)

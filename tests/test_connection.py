@@ -6,6 +6,7 @@ import secrets
 import subprocess
 import sys
 import textwrap
+from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
 import anyio
@@ -20,9 +21,10 @@ from aioredismq import (
     NotInitializedError,
     PoolTooSmallError,
     WrongLoopError,
+    _sentinels,
 )
 from aioredismq.testing import FaultyLine
-from tests.services import service
+from tests.services import listeners, service
 from tests.support import eventually
 
 if TYPE_CHECKING:
@@ -30,6 +32,7 @@ if TYPE_CHECKING:
 
     from redis.asyncio import Redis
 
+    from aioredismq._link import Link
     from aioredismq.testing import ClusterNodes, RedisServer, SentinelSet
     from tests.services import Service
     from tests.support import Deployment
@@ -653,10 +656,75 @@ async def test_everything_leaves_a_master_that_has_handed_over(
     assert f"the master is 127.0.0.1:{server.port} now; connecting again" in caplog.text
 
 
+@asynccontextmanager
+async def failing_over(
+    own: SentinelSet, label: str
+) -> AsyncIterator[tuple[Link, RedisServer]]:
+    """Use a connection while a failover has begun whose replica stands still for the block."""
+    master, replica = own.nodes
+    async with Connection(
+        f"{own.url}?client_name={label}", connect_timeout=0.5
+    ) as connection:
+        link = await connection.link("key")
+        await eventually(lambda: all(listeners(each) for each in own.sentinels))
+        replica.pause()
+        try:
+            own.sentinels[-1].command("SENTINEL", "FAILOVER", own.service)
+            await eventually(
+                lambda: label not in str(master.command("CLIENT", "LIST")), limit=2
+            )
+            yield link, replica
+        finally:
+            replica.resume()
+
+
+@pytest.mark.one_loop
+async def test_a_master_is_left_before_the_other_one_is_promoted(
+    own_set: SentinelSet, label: str
+) -> None:
+    """What is asked meanwhile waits, and is answered by the new master alone."""
+    async with failing_over(own_set, label) as (link, replica):
+        asked = asyncio.create_task(link.call("INCR", "calls", patience=5.0))
+        await anyio.sleep(0.2)
+        assert not asked.done()
+        assert "is to be the master" in str(link.failure)
+
+        replica.resume()
+
+        assert await asyncio.wait_for(asked, 3) == 1
+    assert own_set.nodes[0].command("GET", "calls") is None
+    assert replica.command("GET", "calls") == "1"
+
+
+@pytest.mark.one_loop
+async def test_a_failover_that_is_aborted_leads_back(
+    own_set: SentinelSet, label: str
+) -> None:
+    """To the master that was left: what was asked meanwhile is answered there."""
+    for each in own_set.sentinels:
+        each.command("SENTINEL", "SET", own_set.service, "failover-timeout", 300)
+    async with failing_over(own_set, label) as (link, _):
+        assert await asyncio.wait_for(link.call("INCR", "calls"), 3) == 1
+
+    assert own_set.nodes[0].command("GET", "calls") == "1"
+
+
+@pytest.mark.one_loop
+async def test_a_failover_that_does_not_come_leads_back(
+    own_set: SentinelSet, label: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However long the replica stands still, and although nobody has aborted it."""
+    monkeypatch.setattr(_sentinels, "_PATIENCE", 0.5)
+    async with failing_over(own_set, label) as (link, _):
+        assert await asyncio.wait_for(link.call("INCR", "calls"), 3) == 1
+
+    assert own_set.nodes[0].command("GET", "calls") == "1"
+
+
 async def test_the_sentinels_are_listened_to_while_it_is_in_use(
     handing_over: Service,
 ) -> None:
-    """Not before it is needed, by one line however many queues there are, and no longer."""
+    """Not before it is needed, by a line to each however many queues there are, and no longer."""
     async with FaultyLine(handing_over.sentinels[0].url) as line:
         url = f"redis+sentinel://127.0.0.1:{line.port}/{handing_over.name}"
         async with Connection(url) as connection:

@@ -8,6 +8,7 @@ import redis.asyncio as redis
 from redis.asyncio.sentinel import Sentinel
 
 from aioredismq import ConnectionLostError
+from aioredismq._failover import Failover
 from aioredismq._lent import LentCluster, LentPool, sentinels_of
 from aioredismq._opening import place_of, writer_of
 from aioredismq.testing import FaultyLine
@@ -211,6 +212,33 @@ async def test_sentinels_are_reached_as_the_client_reaches_them() -> None:
         assert each["socket_connect_timeout"] == 2.0
         assert each["socket_timeout"] is None
         assert not each["decode_responses"]
+
+
+async def test_a_pool_leads_nobody_to_a_master_whose_failover_has_begun(
+    sentinel: SentinelSet, server: RedisServer, own_server: RedisServer
+) -> None:
+    """It knows of no other yet; it does when the sentinels tell."""
+    with service(sentinel, own_server, by=slice(1)) as watched:
+        [leader] = watched.sentinels
+        asked = Sentinel([("127.0.0.1", leader.port)])
+        client = asked.master_for(watched.name, max_connections=1)
+        way = LentPool(client, 2.0)
+        assert way.sentinels is not None
+        address = way.sentinels.addresses[0]
+        async with way.sentinels.line(address) as line:
+            await way.sentinels.ask(line, address)
+        begun = Failover(("127.0.0.1", server.port), ("127.0.0.1", own_server.port))
+        way.sentinels.begin(begun, address)
+
+        with pytest.raises(ConnectionLostError, match="which has handed over"):
+            await way.open("key")
+        await watched.hand_over(server)
+        connection = await way.open("key")
+
+        assert place_of(connection) == ("127.0.0.1", server.port)
+        await way.give_up(connection)
+        await client.aclose()
+        await asked.aclose()
 
 
 async def test_a_pool_leads_nobody_back_after_a_handover(

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import logging
+import re
 import secrets
 import time
 from contextlib import asynccontextmanager
@@ -9,12 +10,13 @@ from typing import TYPE_CHECKING, Any
 import anyio
 import pytest
 
-from aioredismq import _lookout
+from aioredismq import ServerError, _lookout, _sentinels
 from aioredismq._address import arguments
 from aioredismq._lookout import Lookout
 from aioredismq._sentinels import Sentinels
 from aioredismq.testing import FaultyLine, SentinelSet
-from tests.services import Service, service
+from tests.programs import ROOT
+from tests.services import Service, listeners, service
 from tests.support import eventually
 
 if TYPE_CHECKING:
@@ -32,7 +34,7 @@ def watched(sentinel: SentinelSet, own_server: RedisServer) -> Iterator[Service]
 
 
 class Heard:
-    """The masters that were told of, by port, and when the last one was."""
+    """Where to be, by port, and since when."""
 
     def __init__(self) -> None:
         """None yet."""
@@ -53,7 +55,7 @@ async def lookout(
     places = [{**arguments(url, patience), **more} for url in urls]
     sentinels = Sentinels(watched.name, places, patience)
     heard = Heard()
-    sentinels.on_master(lambda master: heard.note(master.port))
+    sentinels.on_move(lambda place, _: heard.note(place[1]))
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(Lookout(sentinels).keep)
         await eventually(lambda: len(heard.ports) == 1)
@@ -89,12 +91,85 @@ async def test_the_one_that_leads_the_failover_tells_of_the_promotion(
         async with lookout(led, leader.url) as heard:
             leader.command("SENTINEL", "FAILOVER", alone.service)
 
-            await eventually(lambda: len(heard.ports) == 2, limit=3)
+            await eventually(lambda: len(heard.ports) == 3, limit=3)
 
             about = leader.command("SENTINEL", "MASTER", alone.service)
             assert "failover_in_progress" in str(about)
-        assert heard.ports[-1] == replica.port
+        assert heard.ports[1:] == [replica.port] * 2
         hanging.resume()
+
+
+@asynccontextmanager
+async def failing_over(own: SentinelSet) -> AsyncIterator[tuple[Heard, RedisServer]]:
+    """Begin a failover, led by the last sentinel, whose replica stands still for the block."""
+    master, replica = own.nodes
+    asked = Service(own.sentinels, master)
+    asked.name = own.service
+    async with lookout(asked, *(each.url for each in own.sentinels)) as heard:
+        await eventually(lambda: all(listeners(each) for each in own.sentinels))
+        replica.pause()
+        try:
+            own.sentinels[-1].command("SENTINEL", "FAILOVER", own.service)
+            await eventually(
+                lambda: heard.ports == [master.port, replica.port], limit=2
+            )
+            yield heard, replica
+        finally:
+            replica.resume()
+
+
+@pytest.mark.one_loop
+async def test_a_failover_is_known_before_its_replica_is_promoted(
+    own_set: SentinelSet,
+) -> None:
+    """Whichever sentinel leads it, and it is the only one to tell."""
+    async with failing_over(own_set) as (heard, replica):
+        replica.resume()
+
+        await eventually(lambda: len(heard.ports) == 3, limit=4)
+
+    assert heard.ports[1:] == [replica.port] * 2
+
+
+@pytest.mark.one_loop
+async def test_a_failover_that_is_aborted_is_known(own_set: SentinelSet) -> None:
+    """By the sentinel that has led it."""
+    for each in own_set.sentinels:
+        each.command("SENTINEL", "SET", own_set.service, "failover-timeout", 500)
+    async with failing_over(own_set) as (heard, replica):
+        begun = heard.at
+        await eventually(lambda: len(heard.ports) == 3, limit=4)
+
+    assert heard.ports[1:] == [replica.port, own_set.nodes[0].port]
+    assert heard.at - begun < 2
+
+
+@pytest.mark.one_loop
+async def test_a_failover_whose_leader_dies_is_given_up(
+    own_set: SentinelSet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As soon as any other: the others are asked."""
+    monkeypatch.setattr(_sentinels, "_PATIENCE", 0.6)
+    async with failing_over(own_set) as (heard, replica):
+        own_set.sentinels[-1].kill()
+
+        await eventually(lambda: len(heard.ports) == 3, limit=2)
+
+    assert heard.ports[1:] == [replica.port, own_set.nodes[0].port]
+
+
+@pytest.mark.one_loop
+async def test_a_failover_that_does_not_come_is_given_up(
+    own_set: SentinelSet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After some time in which the replica was not promoted, and nothing else was said."""
+    monkeypatch.setattr(_sentinels, "_PATIENCE", 0.6)
+    async with failing_over(own_set) as (heard, replica):
+        begun = heard.at
+        await eventually(lambda: len(heard.ports) == 3, limit=2)
+
+    assert heard.ports[1:] == [replica.port, own_set.nodes[0].port]
+    assert heard.at - begun >= 0.6
 
 
 def is_never_promoted(leader: RedisServer, service: str, replica: RedisServer) -> bool:
@@ -106,10 +181,10 @@ def is_never_promoted(leader: RedisServer, service: str, replica: RedisServer) -
     return priorities.get(replica.port) == "0"
 
 
-async def test_it_moves_on_when_a_sentinel_dies(
+async def test_a_sentinel_that_dies_is_not_missed(
     watched: Service, server: RedisServer
 ) -> None:
-    """And hears from the next one; what was announced between them is asked for."""
+    """The others are listened to all along."""
     first, second = watched.sentinels[:2]
     async with (
         FaultyLine(first.url) as line,
@@ -121,10 +196,10 @@ async def test_it_moves_on_when_a_sentinel_dies(
         await eventually(lambda: heard.ports[-1] == server.port, limit=2)
 
 
-async def test_it_goes_from_one_to_the_other_as_they_die(
+async def test_sentinels_that_die_by_turns_are_listened_to_again(
     watched: Service, server: RedisServer, own_server: RedisServer
 ) -> None:
-    """However often."""
+    """However often; each is asked when it is back."""
     first, second = watched.sentinels[:2]
     async with (
         FaultyLine(first.url) as one,
@@ -158,29 +233,42 @@ async def test_a_line_that_went_silent_is_found_out(
         await eventually(lambda: heard.ports[-1] == server.port, limit=2)
 
 
-async def test_a_sentinel_that_does_not_know_the_last_failover_is_left(
-    sentinel: SentinelSet, server: RedisServer, own_server: RedisServer
+async def test_a_sentinel_that_does_not_know_leads_nobody_back(
+    sentinel: SentinelSet,
+    server: RedisServer,
+    own_server: RedisServer,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """It would not know of the next one either."""
+    """It does not know the service, or the last failover; its line is kept, and it is asked."""
+    asked_in_vain = 0
+    ask = Sentinels.ask
+
+    async def count(self: Sentinels, *arguments: Any) -> Any:
+        nonlocal asked_in_vain
+        try:
+            return await ask(self, *arguments)
+        except ServerError:
+            asked_in_vain += 1
+            raise
+
+    monkeypatch.setattr(Sentinels, "ask", count)
     late = sentinel.sentinels[1]
     with service(sentinel, own_server, by=slice(1)) as watched:
         async with (
-            FaultyLine(watched.sentinels[0].url) as line,
-            lookout(watched, line.url, late.url) as heard,
+            FaultyLine(late.url) as line,
+            lookout(watched, watched.sentinels[0].url, line.url) as heard,
         ):
+            await eventually(lambda: asked_in_vain > 0)
             await watched.hand_over(server)
             await eventually(lambda: heard.ports[-1] == server.port)
             watched.watch(late, own_server)
-
-            line.drop()
-            # By way of the late one, whom it asks meanwhile.
-            attempts = line.attempts
-            await eventually(lambda: line.attempts > attempts)
-            await eventually(lambda: line.open_connections == 1)
+            before = asked_in_vain
+            await eventually(lambda: asked_in_vain > before)
             await watched.hand_over(own_server)
             await eventually(lambda: heard.ports[-1] == own_server.port, limit=2)
 
-            assert len(heard.ports) == 3
+            assert heard.ports == [own_server.port, server.port, own_server.port]
+            assert line.attempts == 1
         watched.forget(late)
 
 
@@ -213,8 +301,52 @@ async def test_who_may_not_listen_asks(
 
     [said] = [record for record in caplog.records if record.levelname == "WARNING"]
     assert said.getMessage().startswith(
-        "a sentinel does not tell of failovers and is asked every 0.1 s: "
+        f"sentinel 127.0.0.1:{line.port} does not tell of failovers and is asked every 0.1 s: "
     )
+
+
+async def test_who_may_not_hear_that_one_begins_hears_that_it_is_over(
+    watched: Service,
+    server: RedisServer,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """As at once as before; what that means is said once."""
+    user, first = f"u{secrets.token_hex(4)}", watched.sentinels[0]
+    channels = ("resetchannels", "&+switch-master", "&+promoted-slave")
+    first.command("ACL", "SETUSER", user, "on", "nopass", "+@all", *channels)
+    async with (
+        FaultyLine(first.url) as line,
+        lookout(watched, line.url, username=user, password=user) as heard,
+    ):
+        attempts = line.attempts
+        line.drop()
+        await eventually(lambda: line.attempts > attempts)
+        await eventually(lambda: line.open_connections == 1)
+        await watched.hand_over(server)
+        await eventually(lambda: heard.ports[-1] == server.port, limit=2)
+
+    first.command("ACL", "DELUSER", user)
+    [said] = [record for record in caplog.records if record.levelname == "WARNING"]
+    assert said.getMessage().startswith(
+        f"sentinel 127.0.0.1:{line.port} tells of failovers only when they are over, "
+        "and a planned one may lose messages: "
+    )
+
+
+async def test_the_permissions_in_the_documents_suffice(
+    watched: Service, caplog: pytest.LogCaptureFixture
+) -> None:
+    """On the Sentinels, to hear everything."""
+    page = (ROOT / "docs" / "running_in_production.md").read_text()
+    [rules] = re.findall(r"on the Sentinels needs `(.*)`", page)
+    user, first = f"u{secrets.token_hex(4)}", watched.sentinels[0]
+    none = ("on", "nopass", "resetchannels", "-@all")
+    first.command("ACL", "SETUSER", user, *none, *rules.split())
+    async with lookout(watched, first.url, username=user, password=user):
+        await eventually(lambda: listeners(first, user))
+
+    first.command("ACL", "DELUSER", user)
+    assert not [record for record in caplog.records if record.levelname == "WARNING"]
 
 
 async def test_it_asks_seldom_and_only_for_what_is_its_own(

@@ -10,13 +10,14 @@ from hypothesis import strategies as st
 
 from aioredismq import ConnectionLostError
 from aioredismq._address import arguments
+from aioredismq._failover import Failover
 from aioredismq._sentinels import Master, Sentinels, is_outdated, is_successor
 from aioredismq.testing import FaultyLine
-from tests.services import service
+from tests.services import Service, service
 from tests.support import eventually
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from aioredismq.testing import RedisServer, SentinelSet
 
@@ -105,6 +106,13 @@ async def told(sentinels: Sentinels, number: int = 0, *, resp3: bool = False) ->
         return await sentinels.ask(line, address)
 
 
+def heard_of(sentinels: Sentinels) -> list[int]:
+    """Collect where to be, by port."""
+    ports: list[int] = []
+    sentinels.on_move(lambda place, _: ports.append(place[1]))
+    return ports
+
+
 @pytest.mark.parametrize("resp3", [False, True], ids=["RESP2", "RESP3"])
 async def test_a_sentinel_names_the_master_and_its_failover(
     sentinel: SentinelSet, server: RedisServer, own_server: RedisServer, resp3: bool
@@ -139,8 +147,7 @@ async def test_a_handover_is_told_to_who_wants_to_know(
     caplog.set_level(logging.INFO, "aioredismq")
     with service(sentinel, own_server) as watched:
         sentinels = asked(watched.name, sentinel.sentinels)
-        heard: list[Master] = []
-        sentinels.on_master(heard.append)
+        heard = heard_of(sentinels)
         await told(sentinels)
         assert not sentinels.has_handed_over(("127.0.0.1", own_server.port))
 
@@ -148,7 +155,7 @@ async def test_a_handover_is_told_to_who_wants_to_know(
         for number in range(3):
             await told(sentinels, number)
 
-    assert [each.port for each in heard] == [own_server.port, server.port]
+    assert heard == [own_server.port, server.port]
     assert sentinels.has_handed_over(("127.0.0.1", own_server.port))
     assert not sentinels.has_handed_over(("127.0.0.1", server.port))
     [said] = [record for record in caplog.records if record.name == "aioredismq"]
@@ -209,8 +216,7 @@ async def test_another_name_of_the_master_is_no_handover(
                 "SENTINEL", "MONITOR", watched.name, "127.0.0.1", line.port, 3
             )
             sentinels = asked(watched.name, sentinel.sentinels[:2])
-            heard: list[Master] = []
-            sentinels.on_master(heard.append)
+            heard = heard_of(sentinels)
 
             names = [(await told(sentinels, number)).port for number in (0, 1, 0)]
 
@@ -238,6 +244,241 @@ async def test_the_failover_need_not_be_told(
     assert after == Master("127.0.0.1", server.port, None)
     assert sentinels.has_handed_over(("127.0.0.1", own_server.port))
     first.command("ACL", "DELUSER", user)
+
+
+async def test_where_failovers_are_not_numbered_only_news_count(
+    sentinel: SentinelSet, server: RedisServer, own_server: RedisServer
+) -> None:
+    """Who says what he has always said has not heard; but not for ever."""
+    user, clock = f"u{secrets.token_hex(4)}", Clock()
+    rules = ("-sentinel", "+sentinel|get-master-addr-by-name")
+    two = sentinel.sentinels[:2]
+    late = two[1]
+    for each in two:
+        each.command("ACL", "SETUSER", user, "on", "nopass", "+@all", *rules)
+    with service(sentinel, own_server, by=slice(1)) as watched:
+        sentinels = asked(watched.name, two, clock, username=user, password=user)
+        heard = heard_of(sentinels)
+        watched.watch(late, own_server)
+        for number in (0, 1):
+            await told(sentinels, number)
+        watched.forget(late)
+        await watched.hand_over(server)
+        await told(sentinels)
+        watched.watch(late, own_server)
+
+        named = await told(sentinels, 1)
+        assert named.port == own_server.port
+        assert sentinels.has_handed_over(named.place)
+        assert heard == [own_server.port, server.port]
+        clock.now += 31
+        await told(sentinels, 1)
+        assert heard == [own_server.port, server.port, own_server.port]
+
+        watched.forget(late)
+    for each in two:
+        each.command("ACL", "DELUSER", user)
+
+
+# A failover that has begun.
+
+
+@pytest.fixture
+def watched(sentinel: SentinelSet, own_server: RedisServer) -> Iterator[Service]:
+    """A service with a master of its own."""
+    with service(sentinel, own_server) as made:
+        yield made
+
+
+@pytest.fixture
+def clock() -> Clock:
+    """Seconds that pass when the test says so."""
+    return Clock()
+
+
+@pytest.fixture
+async def sentinels(watched: Service, clock: Clock) -> Sentinels:
+    """They have been asked for the master."""
+    made = asked(watched.name, watched.sentinels, clock)
+    await told(made)
+    return made
+
+
+def failover(master: RedisServer, replica: RedisServer) -> Failover:
+    """Make one from server to server."""
+    return Failover(("127.0.0.1", replica.port), ("127.0.0.1", master.port))
+
+
+async def test_the_master_of_a_failover_is_left_when_it_begins(
+    watched: Service,
+    sentinels: Sentinels,
+    server: RedisServer,
+    own_server: RedisServer,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """For the replica that was selected, until a sentinel tells that it is the master."""
+    caplog.set_level(logging.INFO, "aioredismq")
+    heard = heard_of(sentinels)
+    begun = failover(own_server, server)
+
+    sentinels.begin(begun, sentinels.addresses[1])
+    await told(sentinels)  # who does not know yet
+
+    assert heard == [server.port]
+    assert sentinels.selected == begun.replica
+    assert sentinels.has_handed_over(begun.master)
+    assert not sentinels.has_handed_over(begun.replica)
+    await watched.hand_over(server)
+    await told(sentinels)
+    assert heard == [server.port, server.port]
+    assert sentinels.selected is None
+    assert sentinels.has_handed_over(begun.master)
+    assert not sentinels.has_handed_over(begun.replica)
+    assert [record.getMessage() for record in caplog.records] == [
+        f"a failover of {watched.name!r} has begun: 127.0.0.1:{server.port} is to be the master",
+        f"the master of {watched.name!r} is 127.0.0.1:{server.port} now",
+    ]
+
+
+async def test_a_failover_back_begins_while_the_last_is_remembered(
+    watched: Service, sentinels: Sentinels, server: RedisServer, own_server: RedisServer
+) -> None:
+    """What has handed over once may be selected, and gone to."""
+    await watched.hand_over(server)
+    await told(sentinels)
+
+    sentinels.begin(failover(server, own_server), sentinels.addresses[0])
+
+    assert sentinels.has_handed_over(("127.0.0.1", server.port))
+    assert not sentinels.has_handed_over(("127.0.0.1", own_server.port))
+
+
+async def test_a_failover_that_does_not_come_is_waited_for_five_seconds(
+    watched: Service,
+    sentinels: Sentinels,
+    clock: Clock,
+    server: RedisServer,
+    own_server: RedisServer,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Then the master is whom the sentinels name, and what was selected is left."""
+    caplog.set_level(logging.INFO, "aioredismq")
+    heard = heard_of(sentinels)
+    begun = failover(own_server, server)
+    assert sentinels.longest_wait(10.0) == 10.0
+    sentinels.begin(begun, sentinels.addresses[0])
+    clock.now += 4.9
+    await told(sentinels)
+    assert sentinels.selected == begun.replica
+    assert sentinels.longest_wait(10.0) == pytest.approx(0.1)
+
+    clock.now += 0.1
+    assert sentinels.selected is None
+    assert not sentinels.has_handed_over(begun.master)
+    assert sentinels.longest_wait(10.0) == 0.0
+    for _ in range(2):
+        await told(sentinels)
+
+    assert heard == [server.port, own_server.port]
+    assert sentinels.has_handed_over(begun.replica)
+    assert sentinels.longest_wait(10.0) == 10.0
+    assert caplog.records[-1].getMessage() == (
+        f"a failover of {watched.name!r} did not come: the master is "
+        f"127.0.0.1:{own_server.port} still, not 127.0.0.1:{server.port}"
+    )
+
+
+@pytest.mark.parametrize("numbered", [True, False])
+async def test_a_failover_that_did_not_come_ends_whoever_is_asked(
+    sentinel: SentinelSet,
+    server: RedisServer,
+    own_server: RedisServer,
+    clock: Clock,
+    numbered: bool,
+) -> None:
+    """Also by one that has another name for the master."""
+    user, two = f"u{secrets.token_hex(4)}", sentinel.sentinels[:2]
+    rules = () if numbered else ("-sentinel", "+sentinel|get-master-addr-by-name")
+    for each in two:
+        each.command("ACL", "SETUSER", user, "on", "nopass", "+@all", *rules)
+    async with FaultyLine(own_server.url) as line:
+        with service(sentinel, own_server, by=slice(1)) as watched:
+            name, other = watched.name, two[1]
+            other.command("SENTINEL", "MONITOR", name, "127.0.0.1", line.port, 3)
+            sentinels = asked(name, two, clock, username=user, password=user)
+            heard = heard_of(sentinels)
+            for number in (0, 1):
+                await told(sentinels, number)
+            known = ("127.0.0.1", heard[-1])
+            begun = Failover(("127.0.0.1", server.port), known)
+            sentinels.begin(begun, sentinels.addresses[0])
+            clock.now += 5
+
+            await told(sentinels, 1 if numbered else 0)
+
+            watched.forget(other)
+    assert heard[-2:] == [server.port, known[1]]
+    assert sentinels.longest_wait(10.0) == 10.0
+    for each in two:
+        each.command("ACL", "DELUSER", user)
+
+
+async def test_what_is_announced_again_is_waited_for_longer(
+    sentinels: Sentinels, clock: Clock, server: RedisServer, own_server: RedisServer
+) -> None:
+    """The promotion may be asked for only when the replica can be reached; also after all."""
+    heard = heard_of(sentinels)
+    begun = failover(own_server, server)
+    sentinels.begin(begun, sentinels.addresses[0])
+    clock.now += 4.9
+    sentinels.begin(begun, sentinels.addresses[0])
+    clock.now += 4.9
+    await told(sentinels)
+    assert sentinels.selected == begun.replica
+    assert heard == [server.port]
+
+    clock.now += 0.2
+    sentinels.begin(begun, sentinels.addresses[0])
+
+    assert sentinels.selected == begun.replica
+    assert heard == [server.port, server.port]
+
+
+async def test_only_who_leads_a_failover_aborts_it(
+    sentinels: Sentinels, server: RedisServer, own_server: RedisServer
+) -> None:
+    """And nobody one that has not begun."""
+    one, other, _ = sentinels.addresses
+    heard = heard_of(sentinels)
+    sentinels.abort(one)
+    sentinels.begin(failover(own_server, server), one)
+    sentinels.abort(other)
+    assert heard == [server.port]
+
+    sentinels.abort(one)
+    sentinels.abort(one)
+
+    assert heard == [server.port, own_server.port]
+    assert sentinels.selected is None
+    assert not sentinels.has_handed_over(("127.0.0.1", own_server.port))
+    assert sentinels.has_handed_over(("127.0.0.1", server.port))
+
+
+async def test_a_failover_of_another_master_than_the_known_is_none_of_ours(
+    watched: Service, sentinels: Sentinels, server: RedisServer, own_server: RedisServer
+) -> None:
+    """It is led by a sentinel that has missed one; or no master is known yet."""
+    heard = heard_of(sentinels)
+    other = Failover(("127.0.0.1", 1), ("127.0.0.1", server.port))
+    sentinels.begin(other, sentinels.addresses[0])
+    nobody = asked(watched.name, watched.sentinels)
+    nobody.begin(failover(own_server, server), nobody.addresses[0])
+
+    assert heard == []
+    assert sentinels.selected is nobody.selected is None
+
+
+# Whom to ask.
 
 
 async def test_who_knew_is_asked_first_and_who_did_not_last(

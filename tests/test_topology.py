@@ -14,7 +14,9 @@ from aioredismq import (
     ConfigurationError,
     Connection,
     ConnectionLostError,
+    _sentinels,
 )
+from aioredismq._failover import Failover
 from aioredismq._lent import LentCluster, LentPool
 from aioredismq._opening import place_of
 from aioredismq._topology import (
@@ -379,7 +381,89 @@ async def test_the_database_and_options_of_a_sentinel_url_are_the_servers(
     await way.give_up(connection)
 
 
-# After a handover.
+# In a failover, and after it.
+
+
+async def test_while_a_failover_has_begun_only_the_selected_replica_will_do(
+    sentinel: SentinelSet, server: RedisServer, own_server: RedisServer
+) -> None:
+    """As soon as it is a master, whatever the sentinels say."""
+    [replica] = [node for node in sentinel.nodes if node is not sentinel.master]
+    with service(sentinel, own_server) as watched_one:
+        way = topology(watched_one.url)
+        assert way.sentinels is not None
+        await way.give_up(await way.open("key"))
+        former = ("127.0.0.1", own_server.port)
+        leader = way.sentinels.addresses[0]
+
+        way.sentinels.begin(Failover(("127.0.0.1", replica.port), former), leader)
+        with pytest.raises(
+            ConnectionLostError, match=f"{replica.port} is to be the master and is not"
+        ):
+            await way.open("key")
+        way.sentinels.begin(Failover(("127.0.0.1", server.port), former), leader)
+        connection = await way.open("key")
+
+        assert place_of(connection) == ("127.0.0.1", server.port)
+        await way.give_up(connection)
+
+
+async def test_a_selected_replica_that_hangs_is_left_when_its_time_is_over(
+    sentinel: SentinelSet,
+    server: RedisServer,
+    own_server: RedisServer,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Not only when the time for connecting is."""
+    monkeypatch.setattr(_sentinels, "_PATIENCE", 0.3)
+    async with FaultyLine(server.url) as line:
+        line.black_hole()
+        with service(sentinel, own_server) as watched_one:
+            way = topology(watched_one.url)
+            assert way.sentinels is not None
+            await way.give_up(await way.open("key"))
+            former = ("127.0.0.1", own_server.port)
+            begun = Failover(("127.0.0.1", line.port), former)
+            way.sentinels.begin(begun, way.sentinels.addresses[0])
+            began = time.monotonic()
+
+            with pytest.raises(ConnectionLostError, match="is to be the master"):
+                await way.open("key")
+            connection = await way.open("key")
+
+        assert time.monotonic() - began < 1
+        assert place_of(connection) == former
+        await way.give_up(connection)
+
+
+async def test_what_was_to_be_the_master_is_given_up_with_the_failover(
+    sentinel: SentinelSet,
+    server: RedisServer,
+    own_server: RedisServer,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Also when it was just being connected to, and says that it is a master."""
+    with service(sentinel, own_server) as watched_one:
+        way = topology(watched_one.url)
+        assert isinstance(way, OwnSentinel)
+        await way.give_up(await way.open("key"))
+        former = ("127.0.0.1", own_server.port)
+        leader = way.sentinels.addresses[0]
+        way.sentinels.begin(Failover(("127.0.0.1", server.port), former), leader)
+        is_master = way._is_master
+
+        async def abort(connection: AbstractConnection, name: str) -> bool:
+            monkeypatch.undo()
+            way.sentinels.abort(leader)
+            return await is_master(connection, name)
+
+        monkeypatch.setattr(way, "_is_master", abort)
+        with pytest.raises(ConnectionLostError, match="is to be the master"):
+            await way.open("key")
+        connection = await way.open("key")
+
+        assert place_of(connection) == former
+        await way.give_up(connection)
 
 
 async def test_a_sentinel_that_has_not_heard_leads_nobody_back(

@@ -4,8 +4,8 @@ The floors, from the ground up; imports go down only (`pyproject.toml` has them 
 
 1. words: `_errors` `_keys` `_message` `_retry` `_clock` `_pauses`, and `_host`, which owns every
    background task
-2. rules, which touch no network: `_config` `_outcome` `_history` `_held` `_read_ahead` `_times`;
-   bodies: `_codec` `_handler` on `_json` `_hints` `_models` `_scalars` `_shape`
+2. rules, which touch no network: `_config` `_outcome` `_history` `_held` `_read_ahead` `_times`
+   `_failover`; bodies: `_codec` `_handler` on `_json` `_hints` `_models` `_scalars` `_shape`
 3. one connection, and where it leads: `_wire` `_address` `_opening` `_sentinels` `_lent`
    `_topology` `_about`
 4. what is said and heard on it: `_scripts` `_bell` `_lookout`; a wire that mends itself: `_link`;

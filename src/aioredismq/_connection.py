@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from anyio.abc import TaskGroup
     from redis.asyncio.connection import AbstractConnection
 
-    from ._sentinels import Master
+    from ._failover import Place
 
 _forks = 0
 
@@ -93,7 +93,7 @@ class Connection:
             cluster=cluster,
         )
         if self._topology.sentinels is not None:
-            self._topology.sentinels.on_master(self._leave_former)
+            self._topology.sentinels.on_move(self._move)
         self._may_be_cluster = cluster is None
         self._is_known = False
         self._connect_timeout = connect_timeout
@@ -369,11 +369,11 @@ class Connection:
             )
         self._is_known = True
 
-    def _leave_former(self, master: Master) -> None:
+    def _move(self, place: Place, why: str) -> None:
         """End what leads elsewhere: until it is told, a former master takes what will be lost."""
         for wire, connection in list(self._wires.items()):
-            if place_of(connection) != master.place:
-                wire.close(ConnectionLostError(f"the master is {master} now"))
+            if place_of(connection) != place:
+                wire.close(ConnectionLostError(why))
 
     async def _give_back(self) -> None:
         """Give up what has ended as soon as it has: a lent pool has use for its place."""

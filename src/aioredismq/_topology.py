@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from math import inf
 from typing import TYPE_CHECKING, Any, Protocol
 from urllib.parse import parse_qsl, unquote, urlencode, urlsplit
 
@@ -25,7 +26,7 @@ from ._errors import (
 )
 from ._lent import LentCluster, LentPool
 from ._opening import connected, disconnect, new_connection, node_of, translated
-from ._sentinels import Sentinels
+from ._sentinels import Master, Sentinels
 
 if TYPE_CHECKING:
     from redis.asyncio.connection import AbstractConnection
@@ -169,8 +170,13 @@ class OwnSentinel:
             self._server["password"] = unquote(password)
 
     async def open(self, key: str) -> AbstractConnection:
-        """Ask one sentinel after the other until one leads to a master."""
+        """Ask one sentinel after the other until one leads to a master.
+
+        While a failover has begun, only the replica that was selected will do, once it is one.
+        """
         del key
+        if self.sentinels.selected is not None:
+            return await self._open_selected(Master(*self.sentinels.selected, None))
         failures: list[MessageQueueError] = []
         for address in list(self.sentinels.addresses):
             try:
@@ -187,9 +193,22 @@ class OwnSentinel:
         refused = any(isinstance(error, AuthenticationError) for error in failures)
         raise (AuthenticationError if refused else ConnectionLostError)(msg)
 
+    async def _open_selected(self, replica: Master) -> AbstractConnection:
+        """Connect to what is to be the master, while it is waited for at all."""
+        msg = f"{replica} is to be the master and is not yet"
+        try:
+            async with asyncio.timeout(self.sentinels.longest_wait(inf)):
+                return await self._open_at(replica, msg)
+        except TimeoutError:
+            raise ConnectionLostError(msg) from None
+
     async def _open_by(self, address: dict[str, Any]) -> AbstractConnection:
         async with self.sentinels.line(address) as line:
             master = await self.sentinels.ask(line, address)
+        msg = f"sentinel {shown(address)} names {master}, which is no master now"
+        return await self._open_at(master, msg)
+
+    async def _open_at(self, master: Master, refusal: str) -> AbstractConnection:
         server = {**self._server, "host": master.host, "port": master.port}
         connection = await connected(server, str(master))
         try:
@@ -200,8 +219,7 @@ class OwnSentinel:
         # The sentinel has not heard yet, or another one told meanwhile.
         if not is_master or self.sentinels.has_handed_over(master.place):
             await disconnect(connection)
-            msg = f"sentinel {shown(address)} names {master}, which is no master now"
-            raise ConnectionLostError(msg)
+            raise ConnectionLostError(refusal)
         return connection
 
     async def _is_master(self, connection: AbstractConnection, name: str) -> bool:

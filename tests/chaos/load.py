@@ -29,6 +29,8 @@ from tests.support import eventually
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
+    from redis.asyncio import Redis
+
 # Short, so that a test sees several renewals, claims and time-outs.
 VISIBILITY = 1.5
 CONCURRENCY = 8
@@ -206,8 +208,66 @@ async def under_load(
         await load.settles(limit)
 
 
-def _connection(url: str) -> Connection:
-    return Connection(url, reply_timeout=1.0, connect_timeout=1.0)
+class Sends:
+    """Sends of eight tasks by two connections, which nobody handles."""
+
+    def __init__(self, queues: list[RedisMessageQueue], seed: int) -> None:
+        """Nothing is sent yet."""
+        self.ledger = Ledger()
+        self.chance = random.Random(seed)
+        """Decides the pauses between sends, and whatever the test draws from it."""
+        self._queues = queues
+        self._numbers = itertools.count()
+        self._stop = asyncio.Event()
+
+    async def send(self, number: int) -> None:
+        """Be one sender, until `stop()`."""
+        queue = self._queues[number % len(self._queues)]
+        while not self._stop.is_set():
+            body = next(self._numbers)
+            try:
+                await queue.produce(body)
+                self.ledger.accepted.add(body)
+            except PublishUncertainError as error:
+                await _until_certain(error)
+                self.ledger.accepted.add(body)
+            except (BacklogError, ServerError):
+                self.ledger.refused.add(body)
+            await asyncio.sleep(self.chance.random() * 0.002)
+
+    async def flows(self, messages: int, limit: float = 10.0) -> None:
+        """Wait until so many more are accepted."""
+        before = len(self.ledger.accepted)
+        await eventually(lambda: len(self.ledger.accepted) >= before + messages, limit)
+
+    def stop(self) -> None:
+        """Send no more."""
+        self._stop.set()
+
+
+@asynccontextmanager
+async def sending(
+    target: str | Redis, name: str, *, seed: int = 1
+) -> AsyncIterator[Sends]:
+    """Send while the block breaks things; leaving waits until each send is known to be in or out.
+
+    Args:
+        target: Where the senders connect, as `Connection` takes it.
+        name: The queue.
+        seed: See `Sends.chance`.
+    """
+    one, other = (RedisMessageQueue(name, _connection(target)) for _ in range(2))
+    sends = Sends([one, other], seed)
+    async with one, other, create_task_group() as tasks:
+        for number in range(8):
+            tasks.start_soon(sends.send, number)
+        await sends.flows(200)
+        yield sends
+        sends.stop()
+
+
+def _connection(target: str | Redis) -> Connection:
+    return Connection(target, reply_timeout=1.0, connect_timeout=1.0)
 
 
 async def _until_certain(error: PublishUncertainError) -> None:
