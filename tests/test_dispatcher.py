@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+import time
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
@@ -307,6 +308,33 @@ async def test_handlers_that_never_wait_leave_the_loop_its_turns() -> None:
         tasks.cancel_scope.cancel()
 
     assert len(set(seen)) >= 5
+
+
+async def test_slow_handlers_that_never_wait_share_no_turn() -> None:
+    """However many workers there are, nobody else waits for more than one of them."""
+    longest = 0.0
+
+    async def others() -> None:
+        nonlocal longest
+        before = time.perf_counter()
+        while True:
+            await asyncio.sleep(0)
+            now = time.perf_counter()
+            longest = max(longest, now - before)
+            before = now
+
+    async def blocks(portion: list[Entry]) -> None:
+        time.sleep(0.02)  # noqa: ASYNC251 -- what must not be done
+
+    dispatcher = make(blocks, concurrency=10)
+    async with working(dispatcher, 10), create_task_group() as tasks:
+        tasks.start_soon(others)
+        await turns(3)
+        dispatcher.offer(entries(10))
+        await eventually(lambda: dispatcher.handled == 10)
+        tasks.cancel_scope.cancel()
+
+    assert longest < 0.1
 
 
 # What was read ahead in vain.

@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 # A worker whose handlers never wait gives the event loop a turn after this many messages: about
 # a tenth of a millisecond of the fastest ones.
 _TURN = 32
+# Seconds after which none starts in the same turn of the event loop: slow ones that never wait
+# would keep it for as long as all of them together need, and leases would run out meanwhile.
+_LONGEST_TURN = 0.01
 # Seconds between looks at what waits: about the time handlers need to turn out to be slow.
 _LOOK_AFTER = 0.25
 
@@ -66,6 +69,7 @@ class Dispatcher:
         self._until_sound = until_sound
         self._look_again: asyncio.TimerHandle | None = None
         self._last_change = 0.0
+        self._turn_ends: float | None = None
         self._entries: deque[Entry] = deque()
         self._idle: deque[asyncio.Future[None]] = deque()
         self._workers: set[asyncio.Task[None] | None] = set()
@@ -236,8 +240,8 @@ class Dispatcher:
                 since_turn = 0
                 await self._wait_for_work()
             begun = time.perf_counter()
-            if begun > self._held.sound_until:
-                await self._until_sound()
+            if not self._may_start(begun):
+                await self._wait_to_start(begun)
                 continue
             portion = self._take()
             if self._entries:
@@ -253,6 +257,22 @@ class Dispatcher:
             if since_turn >= _TURN:
                 since_turn = 0
                 await asyncio.sleep(0)
+
+    def _may_start(self, now: float) -> bool:
+        if self._turn_ends is None:
+            self._turn_ends = now + _LONGEST_TURN
+            # Called in the next turn, before the workers that leave this one to others.
+            asyncio.get_running_loop().call_soon(self._end_turn)
+        return now <= self._turn_ends and now <= self._held.sound_until
+
+    async def _wait_to_start(self, now: float) -> None:
+        if now > self._held.sound_until:
+            await self._until_sound()
+        else:
+            await asyncio.sleep(0)
+
+    def _end_turn(self) -> None:
+        self._turn_ends = None
 
     async def _wait_for_work(self) -> None:
         while not self._has_work():
