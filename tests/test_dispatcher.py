@@ -4,6 +4,7 @@ import asyncio
 import math
 import time
 from contextlib import asynccontextmanager
+from contextvars import ContextVar
 from typing import TYPE_CHECKING
 
 import pytest
@@ -99,7 +100,7 @@ async def working(dispatcher: Dispatcher, workers: int = 1) -> AsyncIterator[Non
     """Let so many workers run in the block."""
     async with create_task_group() as tasks:
         for _ in range(workers):
-            tasks.start_soon(dispatcher.work)
+            tasks.start_soon(dispatcher.work, tasks)
         yield
         tasks.cancel_scope.cancel()
 
@@ -301,7 +302,7 @@ async def test_handlers_that_never_wait_leave_the_loop_its_turns() -> None:
 
     dispatcher = make(instant)
     async with create_task_group() as tasks:
-        tasks.start_soon(dispatcher.work)
+        tasks.start_soon(dispatcher.work, tasks)
         tasks.start_soon(others)
         dispatcher.offer(entries(320))
         await eventually(lambda: len(seen) == 320)
@@ -335,6 +336,36 @@ async def test_slow_handlers_that_never_wait_share_no_turn() -> None:
         tasks.cancel_scope.cancel()
 
     assert longest < 0.1
+
+
+async def test_what_a_handler_sets_in_its_context_the_next_does_not_see() -> None:
+    """Neither a value it has set, nor one it has changed to what cannot be compared."""
+
+    class Odd:
+        def __eq__(self, other: object) -> bool:
+            raise ValueError
+
+        __hash__ = None  # type: ignore[assignment]
+
+    mine: ContextVar[object] = ContextVar("mine", default=None)
+    given: ContextVar[object] = ContextVar("given")
+    given.set(application := Odd())
+    seen: list[tuple[object, bool]] = []
+
+    async def run(portion: list[Entry]) -> None:
+        seen.append((mine.get(), given.get() is application))
+        await asyncio.sleep(0)
+        if len(seen) == 1:
+            mine.set("the first one's")
+        else:
+            given.set(Odd())
+
+    dispatcher = make(run)
+    async with working(dispatcher):
+        dispatcher.offer(entries(3))
+        await eventually(lambda: dispatcher.handled == 3)
+
+    assert seen == [(None, True)] * 3
 
 
 # What was read ahead in vain.

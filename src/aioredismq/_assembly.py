@@ -305,7 +305,7 @@ class Assembly:
             with self._crew:
                 async with create_task_group() as workers:
                     for _ in range(self._config.concurrency):
-                        workers.start_soon(self._dispatcher.work)
+                        workers.start_soon(self._dispatcher.work, workers)
         finally:
             self._crew_ended.set()
         if not self._crew.cancel_called:

@@ -6,12 +6,16 @@ import asyncio
 import time
 from collections import deque
 from contextlib import contextmanager
+from contextvars import copy_context
 from typing import TYPE_CHECKING
 
 from anyio import move_on_after
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator, Sequence
+    from contextvars import Context
+
+    from anyio.abc import TaskGroup
 
     from ._held import Held
     from ._message import Entry
@@ -231,11 +235,28 @@ class Dispatcher:
 
     # -- workers -------------------------------------------------------------------------------
 
-    async def work(self) -> None:
-        """Be one worker, until cancelled."""
-        self._workers.add(asyncio.current_task())
+    async def work(self, tasks: TaskGroup) -> None:
+        """Be one worker, until cancelled.
+
+        What a handler has set in its context must not be seen by the next: then another worker, in
+        the context this one began in, takes its place.
+
+        Args:
+            tasks: Where that one is started.
+        """
+        context = copy_context()
+        task = asyncio.current_task()
+        self._workers.add(task)
+        try:
+            await self._work_in(context)
+        finally:
+            self._workers.discard(task)
+        context.run(tasks.start_soon, self.work, tasks)
+
+    async def _work_in(self, context: Context) -> None:
+        """Work until the context has changed."""
         since_turn = 0
-        while True:
+        while not _has_left(context):
             if not self._has_work():
                 since_turn = 0
                 await self._wait_for_work()
@@ -342,3 +363,11 @@ class Dispatcher:
     def _look_for_end(self) -> None:
         if self._closed and not self._running:
             self._ended.set()
+
+
+def _has_left(context: Context) -> bool:
+    """Say whether anything is set otherwise than there; nothing set is one comparison."""
+    try:
+        return copy_context() != context
+    except Exception:  # noqa: BLE001 -- values are compared, and need not be comparable
+        return True
