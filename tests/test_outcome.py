@@ -116,6 +116,23 @@ def test_a_broken_policy_makes_no_message_wait(
     assert repr(policy) in caplog.text
 
 
+def test_what_is_raised_may_be_a_class_of_the_applications() -> None:
+    """Exceptions need not call the `__init__` of what they derive from."""
+
+    class NoStockError(RetryMessage):
+        def __init__(self, item: int) -> None:
+            self.item = item
+
+    class GoneError(RejectMessage):
+        def __init__(self, item: int) -> None:
+            self.item = item
+
+    assert decide(NoStockError(7), 1, Says(2.5), 5) == Retry(2.5, "")
+    rejected = decide(GoneError(7), 1, Says(2.5), 5)
+    assert isinstance(rejected, DeadLetter)
+    assert (rejected.failure.reason, rejected.failure.detail) == ("rejected", "")
+
+
 def test_long_words_are_cut() -> None:
     """A dead letter is read by people."""
     policy = NoRetry()

@@ -228,14 +228,18 @@ class RetryMessage(Exception):  # noqa: N818 -- a signal, not a failure of this 
         delay: Seconds until the next attempt; None leaves it to the retry policy.
     """
 
+    # Those of a subclass that does not call this `__init__`, as exceptions need not.
+    detail: str = ""
+    delay: float | None = None
+
     def __init__(self, detail: str = "", *, delay: float | None = None) -> None:
         """Refuse a delay that cannot be waited."""
         if delay is not None and not is_finite(delay, least=0):
             msg = f"delay must be 0 seconds or more, and finite, got {delay!r}"
             raise ConfigurationError(msg)
         super().__init__(detail)
-        self.detail: str = str(detail)  # an error is often passed as the words
-        self.delay: float | None = delay
+        self.detail = str(detail)  # an error is often passed as the words
+        self.delay = delay
 
 
 class RejectMessage(Exception):  # noqa: N818 -- a signal, not a failure of this package
@@ -245,10 +249,12 @@ class RejectMessage(Exception):  # noqa: N818 -- a signal, not a failure of this
         detail: Why, in words; kept with the dead letter.
     """
 
+    detail: str = ""
+
     def __init__(self, detail: str = "") -> None:
         """Keep the words."""
         super().__init__(detail)
-        self.detail: str = str(detail)  # an error is often passed as the words
+        self.detail = str(detail)  # an error is often passed as the words
 
 
 def is_finite(value: object, *, least: float) -> bool:
