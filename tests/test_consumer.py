@@ -23,6 +23,7 @@ from aioredismq import (
     PermissionDeniedError,
     PoolTooSmallError,
     RedisMessageQueue,
+    RejectMessage,
     WrongKeyTypeError,
 )
 from aioredismq import _consumer as room_of_consumer
@@ -229,22 +230,30 @@ async def test_a_handler_may_not_wait_for_the_end_of_its_own_consumer(
     """Each would wait for the other, for ever; to ask for the end is allowed."""
     refused: list[MessageQueueError] = []
 
-    async def handler(body: object) -> None:
+    async def try_to_wait() -> None:
         for stop in (consumer.stop, consumer.stop_from_user_task, queue.close):
             with pytest.raises(MessageQueueError, match="in another task") as caught:
                 await stop()
             refused.append(caught.value)
+
+    async def handler(body: object) -> None:
+        await try_to_wait()
+        raise RejectMessage
+
+    async def callback(message: object, failure: object) -> None:
+        await try_to_wait()
         consumer.request_stop()
 
+    config = ConsumerConfig(failover=False, failover_callback=callback)
     async with opened(url, name) as queue:
-        consumer = Consumer(queue, handler)
+        consumer = Consumer(queue, handler, config)
         queue.consumers.append(consumer)
         async with consumer:
             await queue.produce("the last")
             with fail_after(5):
                 await consumer.ended()
 
-        assert len(refused) == 3
+        assert len(refused) == 6
         assert queue.is_initialized
         assert await left(client, name) == NOTHING
 

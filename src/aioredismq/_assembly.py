@@ -220,8 +220,8 @@ class Assembly:
 
     @property
     def is_asked_by_handler(self) -> bool:
-        """Whether the current task is one its handlers run in."""
-        return self._dispatcher.is_here
+        """Whether the current task is one its handlers, or the failover callback, run in."""
+        return self._dispatcher.is_here or self._reporter.is_here
 
     @property
     def unfinished(self) -> str:

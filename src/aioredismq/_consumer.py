@@ -146,8 +146,8 @@ class Consumer:
         """
         if self._assembly is not None and self._assembly.is_asked_by_handler:
             msg = (
-                f"a handler of consumer {self.name} cannot wait for the end of that consumer, "
-                "which waits for its handlers: close or stop it in another task"
+                f"a handler or callback of consumer {self.name} cannot wait for the end of that "
+                "consumer, which waits for it: close or stop it in another task"
             )
             raise MessageQueueError(msg)
 

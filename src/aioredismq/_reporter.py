@@ -37,6 +37,12 @@ class Reporter:
         self._keeps_up = asyncio.Event()
         self._keeps_up.set()
         self._holds_up_nobody = False
+        self._task: asyncio.Task[None] | None = None
+
+    @property
+    def is_here(self) -> bool:
+        """Whether it is asked by the callback."""
+        return asyncio.current_task() is self._task
 
     def report(self, message: Message, failure: Failure) -> None:
         """Tell of a message, soon."""
@@ -63,6 +69,7 @@ class Reporter:
 
     async def run(self) -> None:
         """Report until cancelled."""
+        self._task = asyncio.current_task()
         while True:
             await self._something.wait()
             self._something.clear()
