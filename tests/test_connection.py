@@ -379,11 +379,15 @@ async def test_the_bell_rings_wherever_it_is_rung(
         await asyncio.wait_for(rung.wait(), 2)  # it listens from now on
         rung.clear()
 
-        await client.execute_command(
-            "PUBLISH", name, "", target_nodes="random"
-        ) if isinstance(client, redis.RedisCluster) else await client.publish(name, "")
-
-        await asyncio.wait_for(rung.wait(), 2)
+        anywhere = {}
+        if isinstance(client, redis.RedisCluster):
+            anywhere["target_nodes"] = "random"
+        with anyio.fail_after(5):
+            while not rung.is_set():
+                await client.execute_command("PUBLISH", name, "", **anywhere)
+                # Nodes that met a moment ago may still drop one.
+                with anyio.move_on_after(1):
+                    await rung.wait()
 
 
 async def test_why_nothing_can_be_sent_is_told(url: str) -> None:
