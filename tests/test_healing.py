@@ -12,7 +12,13 @@ import pytest
 from anyio import create_task_group
 from redis.asyncio import Redis
 
-from aioredismq import Connection, Consumer, RedisMessageQueue, RejectMessage
+from aioredismq import (
+    Connection,
+    Consumer,
+    ConsumerConfig,
+    RedisMessageQueue,
+    RejectMessage,
+)
 from aioredismq._keys import QueueKeys
 from aioredismq._member import Member, Move
 from aioredismq._stream import Stream
@@ -62,7 +68,12 @@ class Healing:
         """Remove it by hand."""
         assert await self.client.xgroup_destroy(self.stream.keys.stream, GROUP)
 
-    async def mend(self, held: Sequence[Entry] = (), consumer: str = ONE) -> bool:
+    async def mend(
+        self,
+        held: Sequence[Entry] = (),
+        consumer: str = ONE,
+        beside: Sequence[str] = (),
+    ) -> bool:
         """Make it again, as a consumer that holds some; says whether it was gone."""
         mended = await self.stream.open_group(
             GROUP,
@@ -71,6 +82,7 @@ class Healing:
             known=self._known,
             consumer=consumer,
             held=[entry.id for entry in held],
+            beside=beside,
             rules={},
         )
         return mended.made
@@ -284,14 +296,85 @@ async def test_after_the_loss_of_everything_what_was_produced_since_comes(
 ) -> None:
     """Producers may be first; also when another group has been mended before."""
     await work.settle(await work.deliver(3))
-    keys = [key async for key in work.client.scan_iter(f"*{work.stream.keys.name}*")]
-    await work.client.delete(*keys)
+    await lose_all(work.client, work.stream.keys.name)
     ids = await work.produce(2)
     await work.stream.open_group(SLOW, how="again", known=work._known, rules={})
 
     await work.mend()
 
     assert await work.comes() == ids
+
+
+# The groups beside it.
+
+
+async def test_groups_that_are_lost_together_come_back_together(
+    url: str, name: str, client: Redis
+) -> None:
+    """Or what one of them settles first would be taken off before the others could see it."""
+    groups = (GROUP, SLOW)
+    handled, slow = Handled(), Handled()
+    async with RedisMessageQueue(name, url, groups=groups) as queue:
+        async with Consumer(queue, handled, ConsumerConfig(group=GROUP)):
+            await queue.produce(0)
+            await handled.until(1)
+            await lose_all(client, name)
+            await queue.produce(1)
+            await handled.until(2)
+
+        async with Consumer(queue, slow, ConsumerConfig(group=SLOW)):
+            await slow.until(1)
+        assert slow.bodies == [1]
+        await queue.delete()
+
+
+async def test_a_group_beside_it_begins_where_it_was(
+    stream: Stream, client: Redis
+) -> None:
+    """At the beginning of a stream that is new; else its own consumers know where."""
+    name = stream.keys.stream
+    work = Healing(stream, client, latest=False)
+    await work.begin()
+    await work.settle(await work.deliver(3))
+    await client.xreadgroup(SLOW, ONE, {name: ">"}, count=1)
+    await Member(stream, SLOW, ONE).recover(visibility_timeout=0, take_until=None)
+    await work.destroy()
+    await client.xgroup_destroy(name, SLOW)
+    assert await work.mend(beside=[SLOW])
+    assert await group_names(client, name) == {GROUP}
+
+    await client.delete(name)
+    assert await work.mend(beside=[SLOW])
+
+    assert await group_names(client, name) == {GROUP, SLOW}
+
+
+async def test_a_group_that_was_destroyed_on_purpose_stays_away(
+    stream: Stream, client: Redis
+) -> None:
+    """Though somebody still names it, as long as anything is known."""
+    name = stream.keys.stream
+    work = Healing(stream, client, latest=False)
+    await work.begin()
+    await stream.destroy_group(SLOW)
+    await client.delete(name)
+
+    await work.mend(beside=[SLOW])
+
+    assert await group_names(client, name) == {GROUP}
+
+
+async def test_a_group_that_is_there_is_not_made_beside_it(
+    stream: Stream, client: Redis
+) -> None:
+    """One of two was lost, and a third was never made: that is not for others to do."""
+    work = Healing(stream, client, latest=False)
+    await work.begin()
+    await work.destroy()
+
+    await work.mend(beside=[SLOW, "third"])
+
+    assert await group_names(client, stream.keys.stream) == {GROUP, SLOW}
 
 
 # What was pending.
@@ -532,6 +615,16 @@ async def sweep(url: str, name: str) -> int:
     async with connection:
         keys = QueueKeys(name).for_dead_letters()
         return await Stream(await connection.link(name), keys).sweep()
+
+
+async def lose_all(client: Redis, name: str) -> None:
+    """Delete all that a queue has, as a server does that comes back empty."""
+    await client.delete(*[key async for key in client.scan_iter(f"*{name}*")])
+
+
+async def group_names(client: Redis, key: str) -> set[str]:
+    """Name the groups of a stream."""
+    return {about["name"].decode() for about in await client.xinfo_groups(key)}
 
 
 async def is_there(queue: RedisMessageQueue, count: int) -> bool:

@@ -357,6 +357,7 @@ class Assembly:
             known=self._generation,
             consumer=self._member.consumer,
             held=self.held.ids(in_lane=False),
+            beside=self._channel.groups - {self._member.group},
             rules=self._channel.rules,
         )
 

@@ -63,6 +63,8 @@ class Channel:
         self.connection: Connection = connection
         self.config: QueueConfig = config
         self.is_of_dead_letters: bool = False
+        self.groups: set[str] = set()
+        """Names of the groups that are to be there, whoever consumes them."""
 
     def of_dead_letters(self) -> Channel:
         """Give the channel on which the dead letters of this queue are consumed."""

@@ -150,8 +150,8 @@ class RedisMessageQueue:
             for _, config in self._handlers
         }
         for group in starts if named is None else named:
-            latest = starts.get(group, False)
-            await stream.open_group(group, latest=latest, rules=rules)
+            await stream.open_group(group, latest=starts.get(group, False), rules=rules)
+            self.channel.groups.add(group)
         if named is None and not starts:
             # Where others have made theirs, one that nobody consumes would only hold back.
             default = self.channel.group_name(None)
@@ -363,6 +363,7 @@ class RedisMessageQueue:
         Returns:
             Whether it was there.
         """
+        self.channel.groups.discard(group)
         return await self._require_stream().destroy_group(group)
 
     async def delete(self) -> bool:

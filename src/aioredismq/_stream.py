@@ -16,7 +16,7 @@ from ._errors import (
 from ._message import Entry
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Collection, Mapping, Sequence
 
     from ._keys import QueueKeys
     from ._link import Link
@@ -91,6 +91,7 @@ class Stream:
         known: Generation | None = None,
         consumer: str = "",
         held: Sequence[bytes] = (),
+        beside: Collection[str] = (),
         rules: Mapping[str, str],
     ) -> Generation:
         """Make the stream and a group of it unless they are there.
@@ -104,6 +105,8 @@ class Stream:
             known: The life the caller has known it in, which goes on.
             consumer: Whose is of the pending entries what it holds.
             held: Ids of entries it holds, delivered from the stream.
+            beside: With `again`, other groups that are to be there: where all are gone, they are
+                made in the same step, so that each gets what is produced from then on.
             rules: What all users of the queue must agree on.
 
         Raises:
@@ -112,11 +115,15 @@ class Stream:
             ServerError: Redis refuses (the key holds something else, no permission, …).
         """
         flat = [part for pair in rules.items() for part in pair]
+        others = [part for name in beside for part in (name, secrets.token_hex(8))]
         keys, name = self.keys, group or ""
         life = known or Generation(secrets.token_hex(8), secrets.token_hex(8))
         reply = await self._run_on_stream(
             scripts.OPEN_GROUP,
-            [keys.stream, keys.queue, keys.gone, keys.settled(name)],
+            [
+                *(keys.stream, keys.queue, keys.gone, keys.settled(name)),
+                *map(keys.settled, beside),
+            ],
             [
                 name,
                 "$" if latest else "0",
@@ -126,6 +133,7 @@ class Stream:
                 keys.bell,
                 consumer,
                 b" ".join(held),
+                *others,
                 *flat,
             ],
         )

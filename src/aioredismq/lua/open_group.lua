@@ -6,16 +6,19 @@
 -- with: place
 -- with: adopt
 -- KEYS[1] stream   KEYS[2] what all users agree on (hash)   KEYS[3] tombstones (hash)
--- KEYS[4] what the group has settled since its place was written down
+-- KEYS[4] what the group has settled since its place was written down; KEYS[5..] the same of those beside it
 -- ARGV[1] group, or '' for none   ARGV[2] where a new group starts (`0` or `$`)
 -- ARGV[3], ARGV[4] the generations of queue and group, for as long as they have none
 -- ARGV[5] `new`; `again`: the group was there and is gone, so begin where it was; `first`: make it only
 -- where there is no group at all
 -- ARGV[6] bell channel   ARGV[7] consumer   ARGV[8] ids it holds, with blanks between
--- ARGV[9..] rules: name, value, name, value, …
+-- ARGV[9..] for each group beside it: name, generation, as ARGV[4]; then rules: name, value, …
+-- With `again`, where no group is left at all, those beside it are made in the same step: or what this
+-- one settles before they are there would be taken off, and they would never see it.
 -- Returns {generation of the queue, generation of the group, 1 when the group was made, else 0},
 -- {'mismatch', name, value in force}, or {'deleted'}: a generation was ended on purpose.
-for i = 9, #ARGV, 2 do
+local rules = 9 + 2 * (#KEYS - 4)
+for i = rules, #ARGV, 2 do
   local value = redis.call('HGET', KEYS[2], ARGV[i])
   if value and value ~= ARGV[i + 1] then return {'mismatch', ARGV[i], value} end
 end
@@ -76,6 +79,20 @@ local function place()
   return start, pending, settled
 end
 
+-- Makes another group that was lost together with this one. Where it was: at the beginning, if all there
+-- is has come since. If not, its own consumers know better; and what was destroyed on purpose is not
+-- known any more while this one is.
+local function make_beside(name, generation, settled)
+  if redis.call('HGET', agreed, 'group:' .. group) and not redis.call('HGET', agreed, 'group:' .. name) then
+    return
+  end
+  local packed = redis.call('HGET', agreed, 'place:' .. name)
+  if packed and #redis.call('XRANGE', stream, '-', cmsgpack.unpack(packed)[1], 'COUNT', 1) > 0 then return end
+  if redis.pcall('XGROUP', 'CREATE', stream, name, '0').err then return end
+  redis.call('HSETNX', agreed, 'group:' .. name, generation)
+  write_place(stream, agreed, settled, name)
+end
+
 redis.call('XLEN', stream)  -- refuses a key that is no stream before anything is written
 -- XACK passes under a full memory, and what follows a first write does: the consumers that would make
 -- room must be able to start.
@@ -87,10 +104,14 @@ end
 if wanted then
   local start, pending, settled = ARGV[2], {}, {}
   if ARGV[5] == 'again' then start, pending, settled = place() end
+  local are_lost = redis.call('EXISTS', stream) == 0 or #redis.call('XINFO', 'GROUPS', stream) == 0
   begin(stream)
   local reply = redis.pcall('XGROUP', 'CREATE', stream, group, start, 'MKSTREAM')
   if not reply.err then
     made = 1
+    if ARGV[5] == 'again' and are_lost then
+      for i = 5, #KEYS do make_beside(ARGV[2 * i - 1], ARGV[2 * i], KEYS[i]) end
+    end
     for _, item in ipairs(pending) do
       redis.call('XCLAIM', stream, group, NOBODY, 0, item[1], 'RETRYCOUNT', item[2], 'FORCE', 'JUSTID')
     end
@@ -104,7 +125,7 @@ if wanted then
   end
   for _, id in ipairs(held) do adopt(stream, group, ARGV[7], id) end
 end
-for i = 9, #ARGV, 2 do redis.call('HSETNX', agreed, ARGV[i], ARGV[i + 1]) end
+for i = rules, #ARGV, 2 do redis.call('HSETNX', agreed, ARGV[i], ARGV[i + 1]) end
 redis.call('HSETNX', agreed, 'generation', ARGV[3])
 local generation = ''
 if wanted then
