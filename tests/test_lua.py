@@ -595,6 +595,43 @@ async def test_a_delayed_message_moves_to_the_stream_when_it_is_due(
     assert not await client.exists(stream.keys.delayed, stream.keys.delayed_fields)
 
 
+@pytest.mark.parametrize("of_the_group", [True, False])
+@pytest.mark.parametrize(
+    "rubbish",
+    [
+        b"",
+        b"plain words",
+        b"\xc1",  # no code of msgpack
+        b"\x90",  # no fields
+        b"\x91\xa1a",  # a name without a value
+        b"\x92\xa1a\x90",  # a list for a value
+        b"\x92\xa1a\xc0",  # nothing for a value
+        b"\x81\xa1a\xa1b",  # a map
+        b"\x92\xa1a\xa1b\xc1",  # more behind it
+        b"\xdc\x2e\xe0" + b"\xa1a" * 12_000,  # too many for a script to pass on
+    ],
+    ids=lambda rubbish: repr(rubbish[:8]),
+)
+async def test_rubbish_among_the_delayed_is_taken_as_a_body_and_holds_up_nothing(
+    stream: Stream, client: Redis, rubbish: bytes, of_the_group: bool
+) -> None:
+    """It is found afterwards among the dead letters, as it is; and it is tried once."""
+    keys = stream.keys
+    key, due, fields = (
+        keys.of_lane(ONE)
+        if of_the_group
+        else (keys.stream, keys.delayed, keys.delayed_fields)
+    )
+    for at, packed in enumerate((rubbish, b"\x92\xa4body\xa1x")):
+        await client.hset(fields, str(at), packed)
+        await client.zadd(due, {str(at): at + 1})
+
+    await Member(stream, ONE, READER).take(10)
+
+    assert await bodies(client, key) == [rubbish, b"x"]
+    assert not await client.exists(due, fields)
+
+
 async def test_a_lane_that_is_no_stream_is_told_as_it_is(
     stream: Stream, client: Redis
 ) -> None:

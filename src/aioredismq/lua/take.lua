@@ -2,12 +2,15 @@
 -- First what the lane holds: that read also proves that the lane's group exists, and lets the rest
 -- pass under a full memory. Then what is due moves to the lane; then the room that is left.
 -- Delayed messages of the stream itself move to the stream, for every group.
+-- What somebody has put among the delayed fields that is none of ours becomes a body as it is: it is
+-- put aside as what cannot be decoded, and holds up nobody.
 -- with: birth
 -- KEYS[1] lane   KEYS[2] delayed set of the group   KEYS[3] its fields
 -- KEYS[4] stream   KEYS[5] delayed set of the stream   KEYS[6] its fields
 -- ARGV[1] group   ARGV[2] consumer   ARGV[3] room (never 0: COUNT 0 would deliver everything)
 -- Returns the entries, the milliseconds until the next one is due (-1: none waits), whether the lane
 -- still holds undelivered entries (1, 0), and the server's time (ms).
+local MOST_WORDS = 7000  -- `unpack` breaks at some 8000; ours have half of that at most
 local room = tonumber(ARGV[3])
 
 local function try(count)
@@ -31,6 +34,19 @@ end
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
 
+-- Stores packed fields in a stream; what is refused is returned.
+local function store(stream, packed)
+  local is_packed, fields = pcall(cmsgpack.unpack, packed)
+  local stored
+  if is_packed and type(fields) == 'table' and #fields <= MOST_WORDS then
+    stored = redis.pcall('XADD', stream, new_id(stream), unpack(fields))
+  end
+  if not stored or type(stored) == 'table' and stored.err then
+    stored = redis.pcall('XADD', stream, new_id(stream), 'body', packed)
+  end
+  if type(stored) == 'table' and stored.err then return stored end
+end
+
 -- Moves what is due to a stream, some at a time, and says how many.
 local function promote(set, fields, stream, limit)
   local due = redis.call(
@@ -40,10 +56,10 @@ local function promote(set, fields, stream, limit)
     local when = redis.call('ZSCORE', set, member)
     redis.call('ZREM', set, member)
     if packed then
-      local stored = redis.pcall('XADD', stream, new_id(stream), unpack(cmsgpack.unpack(packed)))
-      if type(stored) == 'table' and stored.err then
+      local failure = store(stream, packed)
+      if failure then
         redis.call('ZADD', set, when, member)  -- Redis takes no write back by itself
-        error(stored.err)
+        error(failure.err)
       end
     end
     redis.call('HDEL', fields, member)
