@@ -159,14 +159,15 @@ async def test_what_others_wrote_there_can_be_looked_at(
             b"mq-crashes": b"9" * 40, b"mq-detail": b"\xfe",
         }  # fmt: skip
         letter_id = await client.xadd(f"{{{name}}}:dead", nonsense)
-        await client.xadd(f"{{{name}}}:dead", {b"mq-id": b"9" * 30 + b"-0"})
+        for told in (b"9" * 30 + b"-0", b"9" * 5000 + b"-0", "²-0", "1-²"):
+            await client.xadd(f"{{{name}}}:dead", {b"mq-id": told})
 
-        first, second = await queue.dead_letters.list()
+        first, *others = await queue.dead_letters.list()
 
         assert (first.id, first.body) == (letter_id.decode(), b"{broken")
         assert (first.attempts, first.crashes, first.detail) == (0, 0, "\\xfe")
         assert (first.message_id, first.produced_at) == ("\\xff-0", None)
-        assert (second.produced_at, second.group) == (None, "")
+        assert [(one.produced_at, one.group) for one in others] == [(None, "")] * 4
 
 
 async def test_before_the_queue_is_open_there_is_nothing_to_ask(name: str) -> None:
@@ -341,6 +342,37 @@ async def test_a_group_that_is_gone_is_said(url: str, name: str) -> None:
 
         assert (done.count, done.missing, done.without_group) == (1, ("1-1",), (gone,))
         assert [one.id for one in await queue.dead_letters.list()] == [gone]
+
+
+async def test_half_an_id_is_none(url: str, name: str, client: Redis) -> None:
+    """It would bring back whatever died in that millisecond, and leave it where it was, too."""
+    async with RedisMessageQueue(name, url) as queue:
+        fields = {b"body": b"1", b"mq-group": f"{name}_group"}
+        await client.xadd(f"{{{name}}}:dead", fields, id="1700000000000-1")
+
+        done = await queue.dead_letters.redrive("1700000000000")
+
+        assert (done.count, done.missing) == (0, ("1700000000000",))
+        assert await queue.dead_letters.get("1700000000000") is None
+        assert await client.xlen(f"{{{name}}}:lane:{name}_group") == 0
+
+
+async def test_letters_others_wrote_hold_up_no_redrive(
+    url: str, name: str, client: Redis
+) -> None:
+    """One with nothing to bring back, and one with more than a script can pass on."""
+    async with RedisMessageQueue(name, url) as queue:
+        group = {b"mq-group": f"{name}_group"}
+        wide = {f"field {at}": "x" for at in range(5000)}
+        for fields in ({}, {**wide, "body": "2"}, {"body": "3"}):
+            await client.xadd(f"{{{name}}}:dead", {**group, **fields})
+
+        done = await queue.dead_letters.redrive(all=True)
+
+        brought = await client.xrange(f"{{{name}}}:lane:{name}_group")
+        assert done.count == 3
+        assert [fields[b"body"] for _, fields in brought] == [b"", b"2", b"3"]
+        assert await queue.dead_letters.count() == 0
 
 
 async def test_a_letter_nobody_of_ours_wrote_has_no_group(

@@ -155,7 +155,9 @@ class DeadLetters:
         """
         stream = self._stream()
         rows = await stream.link.call("XRANGE", stream.keys.dead, letter_id, letter_id)
-        return self._letter(rows[0]) if rows else None
+        # Half an id, without its sequence, would find whatever died in that millisecond.
+        is_there = bool(rows) and rows[0][0] == letter_id.encode()
+        return self._letter(rows[0]) if is_there else None
 
     async def redrive(
         self,
@@ -346,9 +348,10 @@ class DeadLetters:
 
 def _moment(entry_id: str) -> datetime | None:
     milliseconds, _, sequence = entry_id.partition("-")
-    if not milliseconds.isdigit() or not sequence.isdigit():
+    # Python takes other digits than ASCII's for digits, and refuses to read thousands of them.
+    if not sequence.isascii() or not sequence.isdigit():
         return None
-    return _at(int(milliseconds))
+    return _at(_number(milliseconds.encode("utf-8", "replace")))
 
 
 def _at(milliseconds: int) -> datetime | None:

@@ -26,6 +26,8 @@ local left = {['mq-group'] = 1, ['mq-reason'] = 1, ['mq-detail'] = 1, ['mq-error
   ['mq-traceback'] = 1, ['mq-died'] = 1, ['mq-expires'] = 1}
 if ARGV[3] == '1' then left['mq-attempt'] = 1; left['mq-crashes'] = 1 end
 
+local MOST_WORDS = 7000  -- `unpack` breaks at some 8000; only letters that others wrote have as many
+
 redis.call('XDEL', KEYS[1], '0-0')
 local answers, ring, failure = {}, false, nil
 for at = 6, #ARGV do
@@ -35,12 +37,13 @@ for at = 6, #ARGV do
     for i = 1, #letter[2], 2 do
       local name, value = letter[2][i], letter[2][i + 1]
       if name == 'mq-group' then group = value end
-      if not left[name] then
+      if not left[name] and (#fields < MOST_WORDS or name == 'body' and #fields < MOST_WORDS + 100) then
         fields[#fields + 1] = name
         fields[#fields + 1] = value
       end
     end
   end
+  if #fields == 0 then fields = {'body', ''} end
   if not letter or group ~= ARGV[1] then
     answers[#answers + 1] = 0
   elseif not there then
