@@ -305,6 +305,76 @@ async def test_after_the_loss_of_everything_what_was_produced_since_comes(
     assert await work.comes() == ids
 
 
+RUBBISH = [
+    b"",
+    b"words",
+    b"\xc1",
+    b"\x94\xa1x\xc3\x90\x90",
+    b"\x94\xa31-1\xc3\x91\xa1x\x90",
+]
+
+
+@both
+@pytest.mark.parametrize("rubbish", RUBBISH)
+async def test_where_its_place_is_rubbish_it_begins_as_a_new_one(
+    work: Healing, rubbish: bytes
+) -> None:
+    """Somebody has written something else there: better all again than never any more."""
+    ids = [entry.id for entry in await work.deliver(2)]
+    await work.client.hset(work.stream.keys.queue, f"place:{GROUP}", rubbish)
+    await work.destroy()
+
+    assert await work.mend()
+
+    assert await work.comes() == ([] if work.latest else ids)
+
+
+@pytest.mark.parametrize("latest", [False])
+async def test_rubbish_among_what_is_noted_counts_for_nothing(work: Healing) -> None:
+    """What is noted beside it counts."""
+    one, two = await work.deliver(2)
+    await work.settle([one])
+    await work.client.append(work.stream.keys.settled(GROUP), "x-1! 7 words \xff ")
+    await work.settle([two])
+    await work.destroy()
+
+    assert await work.mend()
+
+    assert (await work.comes(), await work.pending()) == ([], [])
+
+
+@pytest.mark.parametrize("latest", [False])
+async def test_where_the_notes_are_something_else_it_is_made_all_the_same(
+    work: Healing,
+) -> None:
+    """They are made anew, too."""
+    [one] = await work.deliver(1)
+    await work.client.delete(work.stream.keys.settled(GROUP))
+    await work.client.lpush(work.stream.keys.settled(GROUP), "rubbish")
+    await work.settle([one])
+    await work.destroy()
+
+    assert await work.mend()
+
+    assert not await work.noted()
+
+
+@pytest.mark.parametrize("latest", [False])
+@pytest.mark.parametrize("rubbish", [b"", b"words", b"-1", b"(", b"5"])
+async def test_where_a_look_is_to_begin_may_be_rubbish(
+    work: Healing, rubbish: bytes
+) -> None:
+    """It begins at the beginning then, instead of never any more."""
+    [abandoned] = await work.deliver(1, TWO)
+    for name in ("cursor", "lane-cursor"):
+        await work.client.hset(work.stream.keys.queue, f"{name}:{GROUP}", rubbish)
+
+    found = await work.one.recover(visibility_timeout=0, take_until=FAR_AWAY)
+
+    assert found.entry is not None
+    assert found.entry.id == abandoned.id
+
+
 # The groups beside it.
 
 

@@ -38,15 +38,15 @@ end
 -- Where the group begins again, and what of the stream before that is pending.
 local function place()
   if redis.call('EXISTS', stream) == 0 then return '0', {}, {} end
-  local packed = redis.call('HGET', agreed, 'place:' .. group)
-  if not packed then
+  local start, is_whole, ids, marks = read_place(agreed, group)
+  if not start then
     -- All was lost, not the place alone: what is in the stream has been produced since.
     local is_new = not redis.call('HGET', agreed, 'group:' .. group)
     return is_new and '0' or ARGV[2], {}, {}
   end
-  local start, is_whole, ids, marks = unpack(cmsgpack.unpack(packed))
   local furthest, settled = start, {}
-  for id, mark in string.gmatch(redis.call('GET', noted) or '', '(%S-)(!?) ') do
+  local notes = redis.pcall('GET', noted)
+  for id, mark in string.gmatch(type(notes) == 'string' and notes or '', '(%d+%-%d+)(!?) ') do
     settled[id] = mark
     if is_later(id, furthest) then furthest = id end
   end
@@ -86,8 +86,8 @@ local function make_beside(name, generation, settled)
   if redis.call('HGET', agreed, 'group:' .. group) and not redis.call('HGET', agreed, 'group:' .. name) then
     return
   end
-  local packed = redis.call('HGET', agreed, 'place:' .. name)
-  if packed and #redis.call('XRANGE', stream, '-', cmsgpack.unpack(packed)[1], 'COUNT', 1) > 0 then return end
+  local last = read_place(agreed, name)
+  if last and #redis.call('XRANGE', stream, '-', last, 'COUNT', 1) > 0 then return end
   if redis.pcall('XGROUP', 'CREATE', stream, name, '0').err then return end
   redis.call('HSETNX', agreed, 'group:' .. name, generation)
   write_place(stream, agreed, settled, name)

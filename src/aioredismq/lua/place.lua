@@ -5,6 +5,19 @@ local LISTED = 1000    -- pending entries: some 0.3 ms of the server's time to l
 local NOTED = 65536    -- bytes, some 4000 ids, between two such lists
 local MARKED = 500     -- see recover.lua
 
+-- What was written down; nil when it was not, or when somebody has put something else there.
+local function read_place(agreed, group)
+  local is_packed, place = pcall(cmsgpack.unpack, redis.call('HGET', agreed, 'place:' .. group) or '')
+  if not is_packed or type(place) ~= 'table' then return end
+  local last, is_whole, ids, marks = unpack(place, 1, 4)
+  local function is_id(id) return type(id) == 'string' and string.match(id, '^%d+%-%d+$') end
+  if not is_id(last) or type(ids) ~= 'table' or type(marks) ~= 'table' then return end
+  for _, id in ipairs(ids) do
+    if not is_id(id) then return end
+  end
+  return last, is_whole, ids, marks
+end
+
 local function write_place(stream, agreed, noted, group)
   local page = redis.pcall('XPENDING', stream, group, '-', '+', LISTED)
   if page.err then return page end

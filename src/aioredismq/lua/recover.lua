@@ -29,7 +29,8 @@ local missed_name = 'missed:' .. ARGV[1]
 local cursor_names = {'cursor:' .. ARGV[1], 'lane-cursor:' .. ARGV[1]}
 local known = redis.call(
   'HMGET', KEYS[3], said_name, looked_name, cursor_names[1], cursor_names[2], missed_name)
-local said, starts = known[1], {known[3] or '-', known[4] or '-'}
+local function cursor(text) return text and string.match(text, '^%(?%d+%-%d+$') or '-' end
+local said, starts = known[1], {cursor(known[3]), cursor(known[4])}
 local to_remember = {}
 
 -- The longest visibility timeout any live consumer of the group works with: each says its own at
