@@ -205,6 +205,21 @@ async def test_the_first_node_need_not_be_the_one(cluster: ClusterNodes) -> None
         await way.give_up(connection)
 
 
+async def test_nodes_that_all_have_new_addresses_are_found_by_the_first_one(
+    cluster: ClusterNodes,
+) -> None:
+    """Its name may lead to them when none of those that were known is left."""
+    way = topology(cluster.url, cluster=True)
+    assert isinstance(way, OwnCluster)
+    await way.give_up(await way.open("a"))
+
+    way._nodes = [("127.0.0.1", 1), ("127.0.0.1", 2)]
+
+    connection = await way.open("b")
+    assert await say(connection, "EXISTS", "b") == 0
+    await way.give_up(connection)
+
+
 async def test_a_node_that_is_gone_is_looked_for_anew(cluster: ClusterNodes) -> None:
     """What was known of the key a moment ago does not count any more."""
     way = topology(cluster.url, cluster=True)

@@ -263,9 +263,10 @@ class OwnCluster:
         """Take the address of any node."""
         self.arguments = address
         self.max_connections = max_connections
-        self._nodes: list[tuple[str, int]] = [
-            (address.get("host", "localhost"), int(address.get("port", 6379)))
-        ]
+        # Asked besides what became known: nodes that come back under new addresses, as in
+        # Kubernetes, are found by the name alone.
+        self._first = address.get("host", "localhost"), int(address.get("port", 6379))
+        self._nodes: list[tuple[str, int]] = []
         self._lately: dict[str, tuple[str, int, float]] = {}
 
     async def open(self, key: str) -> AbstractConnection:
@@ -288,7 +289,10 @@ class OwnCluster:
             if name not in {"host", "port", "db", "socket_timeout", "connection_class"}
         }
         client = redis.RedisCluster(
-            startup_nodes=[ClusterNode(host, port) for host, port in self._nodes],
+            startup_nodes=[
+                ClusterNode(host, port)
+                for host, port in dict.fromkeys((self._first, *self._nodes))
+            ],
             socket_timeout=self.arguments["socket_connect_timeout"],
             ssl=issubclass(
                 self.arguments.get("connection_class", redis.Connection),
