@@ -601,10 +601,10 @@ async def test_what_does_not_pass_by_itself_ends_consumers_with_the_reason(
 OBSTACLES: list[Any] = [
     pytest.param(what, obstacle, id=f"{what}-{obstacle}")
     for what, obstacles in {
-        "reject": ("-xadd", "dead"),
-        "retry": ("-xadd", "lane"),
-        "later": ("-zadd", "-hset", "-zrange", "due", "later"),
-        "delayed": ("-xadd", "-zrem", "-hget"),
+        "reject": ("-xadd", "-exists", "-time", "-xpending", "dead"),
+        "retry": ("-xadd", "-exists", "-time", "lane"),
+        "later": ("-zadd", "-hset", "-zrange", "-time", "due", "later"),
+        "delayed": ("-xadd", "-zrem", "-hget", "-exists", "-time"),
     }.items()
     for obstacle in obstacles
 ]

@@ -18,11 +18,24 @@ local answers, taken, kept = {}, {}, {}
 local ring, failure = false, nil
 local now
 
-local function delayed(id, delay, fields)
-  if not now then
+-- Asks what storing it depends on. Before it is acknowledged, as the answer may be refused: what is
+-- raised behind that would leave it nowhere.
+local function ask(where, id)
+  if where == 'keep' then return end
+  if where == 'later' then
     local time = redis.call('TIME')
     now = time[1] * 1000 + math.floor(time[2] / 1000)
+    return
   end
+  -- A dead letter that is handed back is one letter: not two because another group needs the old
+  -- one, and none when it was redriven or discarded meanwhile.
+  local again = where == 'dead' and KEYS[1] == KEYS[5]
+  if again and #redis.call('XRANGE', KEYS[1], id, id) == 0 then return end
+  local stream = where == 'lane' and KEYS[2] or KEYS[5]
+  return stream, new_id(stream), again
+end
+
+local function delayed(id, delay, fields)
   local due = now + tonumber(delay)
   local member = KEYS[1] .. ' ' .. id
   local first = redis.pcall('ZRANGE', KEYS[3], 0, 0, 'WITHSCORES')
@@ -31,22 +44,17 @@ local function delayed(id, delay, fields)
   if type(stored) == 'table' and stored.err then return stored end
   local added = redis.pcall('ZADD', KEYS[3], string.format('%.0f', due), member)
   if type(added) == 'table' and added.err then
-    redis.call('HDEL', KEYS[4], member)
+    redis.pcall('HDEL', KEYS[4], member)
     return added
   end
   if not first[2] or due < tonumber(first[2]) then ring = true end
 end
 
 -- Stores an entry where it goes; what is refused is returned, and nothing is stored.
-local function store(where, id, delay, fields)
+local function store(where, id, delay, fields, stream, new, again)
   if where == 'later' then return delayed(id, delay, fields) end
-  if where == 'keep' then return end
-  -- A dead letter that is handed back is one letter: not two because another group needs the old
-  -- one, and none when it was redriven or discarded meanwhile.
-  local again = where == 'dead' and KEYS[1] == KEYS[5]
-  if again and #redis.call('XRANGE', KEYS[1], id, id) == 0 then return end
-  local stream = where == 'lane' and KEYS[2] or KEYS[5]
-  local stored = redis.pcall('XADD', stream, new_id(stream), unpack(fields))
+  if not stream then return end
+  local stored = redis.pcall('XADD', stream, new, unpack(fields))
   if type(stored) == 'table' and stored.err then return stored end
   if again then redis.call('XDEL', KEYS[1], id) end
   if where == 'lane' then ring = true end
@@ -63,8 +71,9 @@ while at <= last and not failure do
   elseif pending.err or #pending == 0 then
     answers[#answers + 1] = 0
   else
+    local stream, new, again = ask(where, id)
     redis.call('XACK', KEYS[1], ARGV[1], id)
-    failure = store(where, id, delay, {unpack(ARGV, from, to)})
+    failure = store(where, id, delay, {unpack(ARGV, from, to)}, stream, new, again)
     if failure then
       -- Redis takes no write back by itself: acknowledged and stored nowhere, it would be lost.
       redis.call('XCLAIM', KEYS[1], ARGV[1], ARGV[2], 0, id, 'IDLE', pending[1][3],
