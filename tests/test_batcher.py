@@ -18,6 +18,7 @@ from aioredismq import (
     ConnectionLostError,
     MessageQueueError,
     NotInitializedError,
+    PermissionDeniedError,
     ProducerConfig,
     PublishUncertainError,
     ServerFullError,
@@ -26,6 +27,7 @@ from aioredismq import (
 )
 from aioredismq import _batcher as room
 from aioredismq import _scripts as scripts
+from aioredismq._keys import QueueKeys
 from aioredismq._wire import pack
 from aioredismq.testing import FaultyLine, RedisServer
 from tests.sending import (
@@ -1589,6 +1591,32 @@ async def test_a_full_memory_refuses_all_of_a_batch(
     await run_append(own_client, name, 2, 0, ["b", "c"])
 
     assert list((await stored(own_client, name)).values()) == ["a", "d", "b", "c"]
+
+
+@pytest.mark.parametrize("obstacle", ["-zadd", "delayed", "delayed_fields"])
+async def test_what_a_delayed_message_is_refused_by_keeps_out_all_of_its_batch(
+    own_server: RedisServer, name: str, own_client: Redis, obstacle: str
+) -> None:
+    """Those beside it are told they are not stored, and may be sent anew."""
+    keys = QueueKeys(name)
+    await own_client.execute_command("ACL", "SETUSER", "u", "on", ">p", "~*", "+@all")
+    if obstacle.startswith("-"):
+        await own_client.execute_command("ACL", "SETUSER", "u", obstacle)
+    else:
+        await own_client.set(getattr(keys, obstacle), "something else")
+    url = own_server.url.replace("://", "://u:p@")
+    async with open_batcher(url, name) as batcher:
+        fields, size = plain("a")
+        tasks = [
+            asyncio.create_task(batcher.append(fields, size, times))
+            for times in ("", "", "", "60000::")  # the first goes alone
+        ]
+        await asyncio.wait(tasks)
+
+    errors = [type(error) for error in await errors_of(tasks)]
+    assert len(errors) == 3
+    assert set(errors) <= {PermissionDeniedError, WrongKeyTypeError}
+    assert await own_client.xlen(name) == 1
 
 
 async def test_a_number_below_low_is_refused(name: str, client: Redis) -> None:

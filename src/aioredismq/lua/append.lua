@@ -17,6 +17,12 @@ if tonumber(ARGV[1]) < low then
   return redis.error_reply('STALE batch ' .. ARGV[1] .. ' was given up by its producer')
 end
 
+if KEYS[3] then
+  -- What the delayed ones may be refused by is found out before anything is stored; this changes nothing.
+  redis.call('HMGET', KEYS[4], '')
+  redis.call('ZADD', KEYS[3], 'XX', 0, '')
+end
+
 local ids = {}
 local new = new_id(KEYS[1])
 
