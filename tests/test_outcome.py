@@ -133,6 +133,19 @@ def test_what_is_raised_may_be_a_class_of_the_applications() -> None:
     assert (rejected.failure.reason, rejected.failure.detail) == ("rejected", "")
 
 
+@pytest.mark.parametrize("asked", [1e306, 10**400])
+def test_nobody_waits_longer_than_a_century(asked: float) -> None:
+    """What cannot be told in milliseconds must not end the consumer that has to tell it."""
+    for error, policy in (
+        (RetryMessage(delay=asked), NoRetry()),
+        (OSError(), Says(asked)),
+    ):
+        decided = decide(error, 1, policy, max_attempts=5)
+
+        assert isinstance(decided, Retry)
+        assert decided.after == 100 * 365 * 86400
+
+
 def test_long_words_are_cut() -> None:
     """A dead letter is read by people."""
     policy = NoRetry()

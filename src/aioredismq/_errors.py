@@ -225,7 +225,8 @@ class RetryMessage(Exception):  # noqa: N818 -- a signal, not a failure of this 
 
     Args:
         detail: Why, in words; kept with the message.
-        delay: Seconds until the next attempt; None leaves it to the retry policy.
+        delay: Seconds until the next attempt, a century at most; None leaves it to the retry
+            policy.
     """
 
     # Those of a subclass that does not call this `__init__`, as exceptions need not.

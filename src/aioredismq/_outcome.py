@@ -21,6 +21,8 @@ Reason: TypeAlias = Literal["rejected", "attempts", "crashed", "decode", "expire
 # whole traceback would be larger than most bodies.
 _TRACEBACK_LIMIT = 4_000
 _DETAIL_LIMIT = 2_000
+# A century, as for `produce(delay=)`: what is longer could not be told to the server.
+_LONGEST_DELAY = 100 * 365 * 86400.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,7 +129,7 @@ def decide(
     delay = _wait(policy, attempt, error) if asked is None else asked
     if delay is None:
         return DeadLetter(Failure("attempts", detail, error))
-    return Retry(delay, detail)
+    return Retry(min(delay, _LONGEST_DELAY), detail)
 
 
 def _wait(policy: RetryPolicy, attempt: int, error: BaseException) -> float | None:
