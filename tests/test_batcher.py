@@ -27,6 +27,7 @@ from aioredismq import (
 )
 from aioredismq import _batcher as room
 from aioredismq import _scripts as scripts
+from aioredismq._clock import elapsed
 from aioredismq._keys import QueueKeys
 from aioredismq._wire import pack
 from aioredismq.testing import FaultyLine, RedisServer
@@ -1260,6 +1261,29 @@ async def test_what_may_be_forgotten_is_not_sent_again(
             await doubt.retry()
 
     assert list((await stored(own_client, name)).values())[1:] == ["once", "after"]
+
+
+async def test_a_machine_that_slept_sends_nothing_again_that_may_be_forgotten(
+    own_server: RedisServer,
+    name: str,
+    own_client: Redis,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A laptop was closed for hours: the clock of its event loop has not noticed."""
+    async with held_up(own_server, name) as (batcher, line, task, original):
+        await arrive(own_server, original)
+        line.cut()
+        await eventually(lambda: not batcher._link.is_up)
+        monkeypatch.setattr(
+            room, "elapsed", lambda: elapsed() + 8 * 3600, raising=False
+        )
+        [memory] = await memories(own_client, name)
+        await own_client.delete(memory)
+        line.heal()
+
+        await doubts_of([task])
+
+    assert list((await stored(own_client, name)).values())[1:] == ["once"]
 
 
 # What the server remembers.

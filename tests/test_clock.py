@@ -4,10 +4,22 @@ import time
 from typing import TYPE_CHECKING
 
 from aioredismq import _clock as room_of_clock
-from aioredismq._clock import ServerClock
+from aioredismq._clock import ServerClock, elapsed
 
 if TYPE_CHECKING:
     import pytest
+
+
+def test_what_has_elapsed_counts_the_sleep_of_the_machine() -> None:
+    """As far as the system can tell; what an event loop shows is never ahead of it."""
+    began, loop_began = elapsed(), time.monotonic()
+
+    passed, loop_passed = elapsed() - began, time.monotonic() - loop_began
+
+    assert 0 <= passed <= loop_passed + 0.001
+    boot = getattr(time, "CLOCK_BOOTTIME", None)
+    if boot is not None:  # Linux
+        assert abs(elapsed() - time.clock_gettime(boot)) < 1
 
 
 def test_nothing_is_known_before_the_first_look() -> None:

@@ -23,7 +23,7 @@ class Batch:
     """One numbered batch. A plain class with slots: one is made per lone send.
 
     Attributes:
-        first_sent: When it was first written to a connection (the loop's clock).
+        first_sent: When it was first written to a connection (by `elapsed`).
         under_way: Written, and its answer has not come.
         in_doubt: An answer was lost, so it may be stored whatever is said later.
         refusal: What the server said last that passes by itself.

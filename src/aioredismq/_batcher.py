@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from . import _scripts as scripts
 from ._backlog import Backlog
 from ._batch import Batch
+from ._clock import elapsed
 from ._errors import (
     ConnectionLostError,
     MessageQueueError,
@@ -225,7 +226,7 @@ class Batcher:
             return  # sent when the server takes the probe
         if not self._link.is_up or batch.number not in self._unresolved:
             return  # sent when the link is up again; or over before it began
-        now = self._loop.time()
+        now = elapsed()
         make = scripts.APPEND.whole if whole else scripts.APPEND.by_digest
         command = make(
             self._keys_with_times if batch.has_times else self._keys,
@@ -358,7 +359,7 @@ class Batcher:
 
     def _give_up_forgotten(self) -> None:
         """Send nothing again that the server may have forgotten, as after a long sleep."""
-        now = self._loop.time()
+        now = elapsed()
         for batch in list(self._unresolved.values()):
             if not batch.under_way and not self._memory.may_be_sent_again(batch, now):
                 self._give_up(batch)
@@ -376,13 +377,12 @@ class Batcher:
             return batch.ids  # the answer came late
         if batch.number not in self._unresolved:
             self._refuse_if_closed()
-            now = self._loop.time()
-            if not self._memory.may_be_retried(batch, now):
+            if not self._memory.may_be_retried(batch, elapsed()):
                 msg = "too late to retry: the server may have forgotten this message"
                 raise MessageQueueError(msg)
             batch.waiters = []
             batch.wait_as_one(self._loop.create_future())
-            batch.deadline = now + self._config.produce_timeout
+            batch.deadline = self._loop.time() + self._config.produce_timeout
             self._unresolved[batch.number] = batch
             self._backlog.add(batch.count, batch.size)
             if batch.under_way:

@@ -81,7 +81,7 @@ class Memory:
         Args:
             unresolved: Batches that wait for their answer, by number.
             following: The next number.
-            now: The loop's time.
+            now: The time, by `elapsed`.
         """
         low = next(iter(unresolved), following)
         if self._has_uncertain:  # asking a weak dictionary costs more than all the rest
