@@ -19,9 +19,12 @@ from aioredismq import (
     RetryMessage,
 )
 from aioredismq import _consumer as room_of_consumer
+from aioredismq import _dispatcher as room_of_dispatcher
+from aioredismq import _held as room_of_held
 from aioredismq import _lease as room_of_lease
 from aioredismq import _reporter as room_of_reporter
 from aioredismq._bell import Bell
+from aioredismq._clock import elapsed
 from aioredismq._keys import QueueKeys
 from tests.looking import AT_ONCE, NOTHING, Handled, Left, Messages, left
 from tests.support import eventually
@@ -440,10 +443,11 @@ async def test_what_the_original_left_pending_is_handled_once(
         await queue.delete()
 
 
+@pytest.mark.parametrize("how", ["the process stood still", "the machine slept"])
 async def test_what_waits_is_not_started_when_somebody_else_has_had_it(
-    server: RedisServer, name: str
+    server: RedisServer, name: str, how: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The process stood still for longer than a lease: it asks before it starts anything."""
+    """For longer than a lease: it asks before it starts anything."""
     group = f"{name}_group"
     ran: list[int] = []
     stolen: set[int] = set()
@@ -461,7 +465,11 @@ async def test_what_waits_is_not_started_when_somebody_else_has_had_it(
     async def handle(body: int) -> None:
         ran.append(body)
         if body == 300:
-            time.sleep(1)  # noqa: ASYNC251 -- what must not be done
+            if how == "the machine slept":
+                for room in (room_of_dispatcher, room_of_held, room_of_lease):
+                    monkeypatch.setattr(room, "elapsed", lambda: elapsed() + 3600)
+            else:
+                time.sleep(1)  # noqa: ASYNC251 -- what must not be done
             settle_as_another()
             stolen.difference_update(ran)
 

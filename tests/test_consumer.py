@@ -3,7 +3,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
-import time
 from contextlib import asynccontextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +26,7 @@ from aioredismq import (
     WrongKeyTypeError,
 )
 from aioredismq import _consumer as room_of_consumer
+from aioredismq._clock import elapsed
 from aioredismq.testing import FaultyLine
 from tests.looking import (
     AT_ONCE,
@@ -764,7 +764,7 @@ async def test_iterations_end_although_redis_is_away_for_longer_than_a_lease(
             line.cut()
             assert consumer._assembly is not None
             held = consumer._assembly.held
-            await eventually(lambda: time.perf_counter() > held.sound_until)
+            await eventually(lambda: elapsed() > held.sound_until)
             with fail_after(8):
                 async with create_task_group() as tasks:
                     tasks.start_soon(pull, consumer)

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
-import time
-
+from aioredismq._clock import elapsed
 from aioredismq._held import Held
 from aioredismq._message import Entry
 
@@ -50,7 +49,7 @@ def test_reading_an_entry_again_holds_it_once() -> None:
 def test_a_lease_is_as_old_as_its_last_renewal() -> None:
     """Only of what is still held: an answer may come after the settlement."""
     held = Held()
-    before = time.monotonic()
+    before = elapsed()
     held.add(entries(b"1-0", b"2-0"))
     read_at = held.renewed_at(b"2-0", in_lane=False)
 

@@ -11,6 +11,7 @@ from anyio import create_task_group, fail_after
 
 from aioredismq import ServerError
 from aioredismq import _lease as room_of_lease
+from aioredismq._clock import elapsed
 from aioredismq._held import Held
 from aioredismq._lease import Lease
 from aioredismq._member import Member
@@ -284,17 +285,17 @@ async def test_leases_are_sound_until_they_would_have_run_out(
 ) -> None:
     """Whoever waits then gets them renewed at once."""
     async with leasing(url, name, client) as work:
-        assert work.held.sound_until > time.perf_counter()
+        assert work.held.sound_until > elapsed()
         with fail_after(1):
             await work.lease.until_sound()
-        work.held.sound_until = time.perf_counter() - 1
-        work.lease._due = time.monotonic() + 60
+        work.held.sound_until = elapsed() - 1
+        work.lease._due = elapsed() + 60
 
         async with renewing(work):
             with fail_after(2):
                 await work.lease.until_sound()
 
-        left = work.held.sound_until - time.perf_counter()
+        left = work.held.sound_until - elapsed()
         assert 0 < left <= VISIBILITY
 
 
@@ -334,7 +335,7 @@ async def test_nobody_waits_for_leases_that_are_renewed_no_more(
     """The consumer has ended: who pulls from it would wait for ever."""
     async with opened_stream(url, name, GROUP) as stream:
         work = Leasing(stream, client, VISIBILITY)
-        work.held.sound_until = time.perf_counter() - 1
+        work.held.sound_until = elapsed() - 1
         waiting = asyncio.ensure_future(work.lease.until_sound())
         await asyncio.sleep(0)
         assert not waiting.done()
@@ -373,7 +374,7 @@ async def test_what_remains_is_counted_from_the_last_renewal(
     async with leasing(url, name, client, 30.0) as work:
         [entry] = await work.hold()
         assert 29 < work.lease.remaining(entry) <= 30
-        work.held.renewed([entry.id], time.monotonic() - 20, in_lane=False)
+        work.held.renewed([entry.id], elapsed() - 20, in_lane=False)
         assert 9 < work.lease.remaining(entry) <= 10
 
         assert await work.lease.extend(entry)
@@ -514,7 +515,7 @@ async def test_a_doubt_leaves_one_period_to_all_and_renews(
         work.lease.doubt()
 
         assert not work.lease.may_claim()
-        await eventually(lambda: work.lease._due > time.monotonic(), 2)
+        await eventually(lambda: work.lease._due > elapsed(), 2)
         await eventually(work.lease.may_claim, 2)
         [pending] = await client.xpending_range(name, GROUP, "-", "+", 1)
         assert pending["time_since_delivered"] < 5_000
@@ -543,10 +544,10 @@ async def test_who_does_not_come_round_to_renewing_does_not_claim(
 ) -> None:
     """Nothing runs: overdue is enough."""
     async with leasing(url, name, client, 30.0) as work:
-        work.lease._sound_since = time.monotonic() - 100
+        work.lease._sound_since = elapsed() - 100
 
         assert work.lease.may_claim()
-        work.lease._due = time.monotonic() - 2
+        work.lease._due = elapsed() - 2
 
         assert not work.lease.may_claim()
 

@@ -3,23 +3,29 @@
 from __future__ import annotations
 
 import time
+from functools import partial
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-# Linux and macOS stop the clock of event loops while the machine sleeps; the server goes on.
-_SLEEPLESS: int | None = getattr(
-    time, "CLOCK_BOOTTIME", getattr(time, "CLOCK_MONOTONIC", None)
-)
-
 # Seconds by which an answer may be late without looking as if the clock had been set.
 _STEP = 1.0
 
 
-def elapsed() -> float:
-    """Tell seconds of a clock that is never set and never stops, from an unknown beginning."""
-    return time.monotonic() if _SLEEPLESS is None else time.clock_gettime(_SLEEPLESS)
+def _clock_that_never_stops() -> Callable[[], float]:
+    for name in ("CLOCK_BOOTTIME", "CLOCK_MONOTONIC"):
+        if hasattr(time, name):
+            return partial(time.clock_gettime, getattr(time, name))
+    return time.perf_counter
+
+
+elapsed: Callable[[], float] = _clock_that_never_stops()
+"""Tells seconds from an unknown beginning, by a clock that is never set and never stops.
+
+Linux and macOS stop those of event loops while the machine sleeps: leases, and what the server
+remembers, run out all the same. A function of C, as it is asked for each message.
+"""
 
 
 class ServerClock:
@@ -39,10 +45,10 @@ class ServerClock:
 
     def set(self, server_time: float) -> None:
         """Note what the server's clock shows now, in seconds since the epoch."""
-        before, self._ahead = self._ahead, server_time - time.monotonic()
+        before, self._ahead = self._ahead, server_time - elapsed()
         if before is not None and self._ahead - before > _STEP:
             self._set_ahead()
 
     def now(self) -> float | None:
         """Seconds since the epoch by the server's clock; None before the first look."""
-        return None if self._ahead is None else time.monotonic() + self._ahead
+        return None if self._ahead is None else elapsed() + self._ahead

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections import deque
 from contextlib import contextmanager
 from contextvars import copy_context
 from typing import TYPE_CHECKING
 
 from anyio import move_on_after
+
+from ._clock import elapsed
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator, Sequence
@@ -260,7 +261,7 @@ class Dispatcher:
             if not self._has_work():
                 since_turn = 0
                 await self._wait_for_work()
-            begun = time.perf_counter()
+            begun = elapsed()
             if not self._may_start(begun):
                 await self._wait_to_start(begun)
                 continue
@@ -311,7 +312,7 @@ class Dispatcher:
         return bool(self._entries) and not self._holding and free > self._kept_free
 
     def _end(self, portion: list[Entry], begun: float) -> None:
-        now = self._last_change = time.perf_counter()
+        now = self._last_change = elapsed()
         self._running -= 1
         self.handled += len(portion)
         self._read_ahead.ended(now - begun, len(portion))
@@ -344,7 +345,7 @@ class Dispatcher:
                 return
 
     def _allowed(self) -> int:
-        now = time.perf_counter()
+        now = elapsed()
         silent = now - self._last_change if self._running else 0.0
         return self._read_ahead.allowed(now, silent)
 

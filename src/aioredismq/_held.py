@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import time
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
+
+from ._clock import elapsed
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
 class Held:
     """The ids of held entries, of the stream and of the group's lane, and when each was renewed.
 
-    Times are seconds of this process's monotonic clock.
+    Times are seconds by `elapsed`.
     """
 
     __slots__ = ("_lane", "_lookers", "_lost", "_stream", "sound_until")
@@ -27,7 +28,7 @@ class Held:
         self._lookers: list[set[tuple[bytes, bool]]] = []
         self._lost: set[tuple[bytes, bool]] = set()
         self.sound_until = 0.0
-        """Until when nothing held can have become somebody else's unseen; `time.perf_counter`."""
+        """Until when nothing held can have become somebody else's unseen, by `elapsed`."""
 
     def add(self, entries: Sequence[Entry]) -> Sequence[Entry]:
         """Hold entries of one read: all of one source.
@@ -44,7 +45,7 @@ class Held:
         if not held.keys().isdisjoint(ids):
             entries = [entry for entry in entries if entry.id not in held]
             self._lost.difference_update((entry_id, in_lane) for entry_id in ids)
-        held.update(dict.fromkeys(ids, time.monotonic()))
+        held.update(dict.fromkeys(ids, elapsed()))
         return entries
 
     def lose(self, entry_id: bytes, *, in_lane: bool) -> bool:

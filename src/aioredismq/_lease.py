@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import time
 from typing import TYPE_CHECKING
 
 from anyio import move_on_after
 
+from ._clock import elapsed
 from ._errors import FATAL, CommandRefusedError, ServerError
 
 if TYPE_CHECKING:
@@ -67,9 +67,9 @@ class Lease:
         self._closed = False
         self._wanted = asyncio.Event()
         self._renewed = asyncio.Event()
-        self._sound_since = time.monotonic()
-        self._due = time.monotonic() + self._period
-        held.sound_until = time.perf_counter() + visibility_timeout
+        self._sound_since = elapsed()
+        self._due = elapsed() + self._period
+        held.sound_until = elapsed() + visibility_timeout
         member.link.on_up(self._reconnected)
 
     def may_claim(self) -> bool:
@@ -78,7 +78,7 @@ class Lease:
         After an outage everybody's leases look abandoned, also to their owners: so one renewal
         period is left to all before anybody claims. The first connect counts as one.
         """
-        now = time.monotonic()
+        now = elapsed()
         return now - self._sound_since >= self._grace and now < self._due + _TICK
 
     def remaining(self, entry: Entry) -> float:
@@ -86,7 +86,7 @@ class Lease:
         renewed = self._held.renewed_at(entry.id, in_lane=entry.in_lane)
         if renewed is None:
             return 0.0
-        return max(0.0, renewed + self._period * 3 - time.monotonic())
+        return max(0.0, renewed + self._period * 3 - elapsed())
 
     async def extend(self, entry: Entry) -> bool:
         """Renew one lease now; False when it is lost.
@@ -105,7 +105,7 @@ class Lease:
         waits here: it must not be started before that is known. After `close()` nobody would find
         out any more, and nothing is left to start: it returns.
         """
-        while time.perf_counter() > self._held.sound_until and not self._closed:
+        while elapsed() > self._held.sound_until and not self._closed:
             self._renewed.clear()
             self._wanted.set()
             await self._renewed.wait()
@@ -115,7 +115,7 @@ class Lease:
 
         As after an outage, or when the server's clock was set ahead.
         """
-        self._sound_since = time.monotonic()
+        self._sound_since = elapsed()
         self._due = min(self._due, self._sound_since)
 
     def close(self) -> None:
@@ -128,15 +128,15 @@ class Lease:
         """Renew until cancelled."""
         tick = min(_TICK, self._period / 2)
         while True:
-            before = time.monotonic()
+            before = elapsed()
             with move_on_after(tick):
                 await self._wanted.wait()
-            now = time.monotonic()
+            now = elapsed()
             late = now - before - tick
             if late > _STALLED:
                 logger.warning(
-                    "the event loop was blocked for %.1f s: leases cannot be renewed then; "
-                    "handlers that compute belong in threads (plain `def`)",
+                    "the event loop was blocked for %.1f s, or the machine slept: leases cannot "
+                    "be renewed then; handlers that compute belong in threads (plain `def`)",
                     late,
                 )
                 self.doubt()
@@ -145,8 +145,8 @@ class Lease:
                 await self._renew_all()
 
     async def _renew_all(self) -> None:
-        begun = time.monotonic()
-        now = time.perf_counter()
+        begun = elapsed()
+        now = elapsed()
         sound_until = now + 3 * self._period
         try:
             renewed = await self._renew_held(set())
@@ -160,11 +160,11 @@ class Lease:
                 "leases of %s could not be renewed: %s", self._member.group, error
             )
             self.doubt()
-            self._due = time.monotonic() + min(1.0, self._period)
+            self._due = elapsed() + min(1.0, self._period)
         else:
             self._held.sound_until = sound_until
             self._renewed.set()
-            now = time.monotonic()
+            now = elapsed()
             self._due = now + self._period
             if now - begun > _TICK:
                 self._sound_since = now  # the server kept everybody waiting
@@ -191,7 +191,7 @@ class Lease:
         Raises:
             ServerError: Redis was away.
         """
-        asked = time.monotonic()
+        asked = elapsed()
         try:
             lost = await self._member.renew(ids, in_lane=in_lane)
         except CommandRefusedError as error:
