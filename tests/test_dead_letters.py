@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
@@ -135,6 +136,9 @@ async def test_letters_are_chosen_by_reason_and_time(url: str, name: str) -> Non
         assert await bodies(since=border.timestamp(), reason="rejected") == ["new"]
         assert await bodies(since=border + timedelta(days=1)) == []
         assert await bodies(reason="crashed") == []
+        for nonsense in (math.nan, math.inf, -1, "yesterday", datetime(2026, 1, 1)):  # noqa: DTZ001
+            with pytest.raises(ConfigurationError, match="since must"):
+                await bodies(since=nonsense)
 
 
 async def test_one_is_got_by_its_id(url: str, name: str) -> None:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 from . import _scripts as scripts
 from ._config import ConsumerConfig, ConsumerOptions, consumer_config
 from ._errors import ConfigurationError, ServerError
+from ._times import moment
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
@@ -131,15 +132,17 @@ class DeadLetters:
 
         Args:
             reason: Only those with this reason.
-            since: Only those that died since: seconds since the epoch, or a `datetime`.
+            since: Only those that died since: seconds since the epoch, or a `datetime` with a
+                time zone.
             limit: At most so many; None for all.
 
         Raises:
+            ConfigurationError: `since` is no such moment.
             ServerError: Redis was away, or refuses.
         """
-        if isinstance(since, datetime):
-            since = since.timestamp()
-        border = None if since is None else datetime.fromtimestamp(since, UTC)
+        border = None
+        if since is not None:
+            border = datetime.fromtimestamp(moment("since", since), UTC)
         found: _Letters = []
         async for letter in self._each(reason, border):
             if limit is not None and len(found) >= limit:

@@ -34,7 +34,7 @@ def written(
         raise ConfigurationError(msg)
     parts = (
         "" if delay is None else _milliseconds("delay", delay, least=0.0),
-        "" if at is None else _moment(at),
+        "" if at is None else str(math.ceil(moment("at", at) * 1000)),
         "" if expires is None else _milliseconds("expires", expires, least=0.001),
     )
     return ":".join(parts)
@@ -48,14 +48,26 @@ def _milliseconds(name: str, seconds: object, *, least: float) -> str:
     return str(math.ceil(seconds * 1000))  # type: ignore[operator]  # a number
 
 
-def _moment(at: object) -> str:
-    if isinstance(at, datetime):
-        if at.tzinfo is None:
-            msg = f"at must have a time zone, got {at!r}"
+def moment(name: str, when: object) -> float:
+    """Give seconds since the epoch.
+
+    Args:
+        name: What the parameter is called, for an error message.
+        when: Such seconds already, or a `datetime` with a time zone.
+
+    Raises:
+        ConfigurationError: With the rule and the offender.
+    """
+    if isinstance(when, datetime):
+        if when.tzinfo is None:
+            msg = f"{name} must have a time zone, got {when!r}"
             raise ConfigurationError(msg)
-        return str(math.ceil(max(0.0, at.timestamp()) * 1000))
-    number = isinstance(at, int | float) and not isinstance(at, bool)
-    if not number or not 0 <= at < 1e11:  # type: ignore[operator]  # a number
-        msg = f"at must be seconds since the epoch or a datetime with a time zone, got {at!r}"
+        return max(0.0, when.timestamp())
+    number = isinstance(when, int | float) and not isinstance(when, bool)
+    if not number or not 0 <= when < 1e11:  # type: ignore[operator]  # a number
+        msg = (
+            f"{name} must be seconds since the epoch or a datetime with a time zone, "
+            f"got {when!r}"
+        )
         raise ConfigurationError(msg)
-    return str(math.ceil(at * 1000))  # type: ignore[operator]  # a number
+    return float(when)  # type: ignore[arg-type]  # a number
