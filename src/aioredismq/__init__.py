@@ -13,7 +13,7 @@ The floors, from the ground up; imports go down only (`pyproject.toml` has them 
 5. every operation, named by what it means: `_stream` `_member`; sends, gathered: `_batch`
    `_backlog` `_memory` `_batcher`; a queue on a connection: `_channel`
 6. one task each: `_reader` `_promoter` `_dispatcher` `_invoker` `_puller` `_settler` `_lease`
-   `_recoverer` `_reporter` `_watcher`
+   `_recoverer` `_reporter` `_watcher`; the group they read from: `_group`
 7. where they are wired: `_assembly`, `_consumer`, `_producer`; `_dead_letters`, `_running`
 8. the face: `_queue`
 9. doors of their own: `_cli…` and `_demo…`, `testing`

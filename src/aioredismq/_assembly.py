@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from anyio import CancelScope, create_task_group, move_on_after
 
 from ._clock import ServerClock
 from ._dispatcher import Dispatcher
 from ._errors import MessageQueueError
+from ._group import Group
 from ._held import Held
 from ._invoker import Invoker
 from ._lease import Lease
@@ -35,7 +36,7 @@ if TYPE_CHECKING:
     from ._handler import Binding
     from ._message import Entry
     from ._outcome import Failure
-    from ._stream import Generation, Stream
+    from ._stream import Stream
 
 logger = logging.getLogger("aioredismq")
 
@@ -74,8 +75,10 @@ class Assembly:
         group = channel.group_name(config.group)
         self._member = member = Member(stream, group, consumer)
         self._fail = fail
-        self._generation: Generation | None = None
         self.held = Held()
+        self._group = Group(
+            stream, channel, member, self.held, latest=config.start == "latest"
+        )
         self.failed = 0
         """Messages that have failed for good, since the start."""
         self._clock = ServerClock(set_ahead=lambda: self._lease.doubt())
@@ -144,7 +147,7 @@ class Assembly:
             wait_for_room=self._wait_for_room_after_lane,
             deliver=self._deliver,
             held=self.held,
-            mend=self._mend,
+            mend=self._group.mend,
         )
         self._recoverer = Recoverer(
             member,
@@ -158,9 +161,9 @@ class Assembly:
             free_worker=self._dispatcher.free_worker,
             run_suspect=self._run_suspect,
             settle=settler.settle,
-            mend=self._mend,
+            mend=self._group.mend,
         )
-        self._watcher = Watcher(self._follow)
+        self._watcher = Watcher(self._group.follow)
         self._crew = CancelScope()
         self._crew_ended = asyncio.Event()
         self._no_more_comes_back = asyncio.Event()
@@ -174,9 +177,7 @@ class Assembly:
         Raises:
             ServerError: Redis refuses, or is away.
         """
-        self._generation = await self._open_group()
-        if self._channel.config.wire == "original":
-            await self._report_failover_copies()
+        await self._group.open()
 
     def start(self, tasks: TaskGroup) -> None:
         """Start every task."""
@@ -328,51 +329,6 @@ class Assembly:
             await task()
         except Exception as error:  # noqa: BLE001 -- told to whoever waits for the consumer
             self._fail(error)
-
-    async def _report_failover_copies(self) -> None:
-        """Say what the JavaScript library has put aside; the failures themselves still wait.
-
-        It leaves a failed entry pending for ever and copies it. The entry is taken over and
-        handled like any abandoned one; handling the copy too would be twice.
-        """
-        if self._channel.connection.is_cluster:
-            return  # it does not work there, and the copies' key is on another node
-        copies = await self._stream.failover_copies()
-        if copies:
-            logger.warning(
-                "failover_%s has copies of earlier failures, %d of them: they are left as "
-                "they are, "
-                "the failures themselves are handled",
-                self._stream.keys.name,
-                copies,
-            )
-
-    # -- the group -----------------------------------------------------------------------------
-
-    async def _open_group(self, how: Literal["new", "again"] = "new") -> Generation:
-        return await self._stream.open_group(
-            self._member.group,
-            latest=self._config.start == "latest",
-            how=how,
-            known=self._generation,
-            consumer=self._member.consumer,
-            held=self.held.ids(in_lane=False),
-            beside=self._channel.groups - {self._member.group},
-            rules=self._channel.rules,
-        )
-
-    async def _mend(self) -> None:
-        """Make the group again; raises when it was deleted on purpose."""
-        self._generation = await self._open_group("again")
-        if self._generation.made:
-            name, group = self._stream.keys.name, self._member.group
-            logger.warning("group %s of %s was gone: made again", group, name)
-
-    async def _follow(self) -> None:
-        """Know the life the queue is in, which others may have begun; raises when it was ended."""
-        if self._generation is not None:
-            known, group = self._generation, self._member.group
-            self._generation = await self._stream.generation(known, group)
 
 
 def _dispatcher(
