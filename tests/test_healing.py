@@ -21,6 +21,7 @@ from aioredismq import (
 )
 from aioredismq._keys import QueueKeys
 from aioredismq._member import Member, Move
+from aioredismq._message import Entry
 from aioredismq._stream import Stream
 from tests.looking import Handled, deliver, left, opened_stream
 from tests.support import eventually
@@ -28,7 +29,6 @@ from tests.support import eventually
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Sequence
 
-    from aioredismq._message import Entry
     from aioredismq._stream import Generation
     from aioredismq.testing import RedisServer
 
@@ -417,6 +417,30 @@ async def test_a_group_beside_it_begins_where_it_was(
     assert await work.mend(beside=[SLOW])
 
     assert await group_names(client, name) == {GROUP, SLOW}
+
+
+@pytest.mark.parametrize("how_far", ["it has settled some", "this one has read some"])
+async def test_where_the_stream_is_left_a_group_beside_it_knows_better(
+    stream: Stream, client: Redis, how_far: str
+) -> None:
+    """All groups were removed by hand: what it has settled, or has in hand, would come again."""
+    name = stream.keys.stream
+    work = Healing(stream, client, latest=False)
+    await work.begin()
+    if how_far == "it has settled some":
+        await work.produce(3)
+        [[_, rows]] = await client.xreadgroup(SLOW, ONE, {name: ">"}, count=3)
+        await work.settle([Entry(row[0], [], in_lane=False) for row in rows], SLOW)
+    else:
+        await work.deliver(3)
+        await client.xreadgroup(SLOW, ONE, {name: ">"}, count=3)
+        await work.look()
+    await work.destroy()
+    await client.xgroup_destroy(name, SLOW)
+
+    assert await work.mend(beside=[SLOW])
+
+    assert await group_names(client, name) == {GROUP}
 
 
 async def test_a_group_that_was_destroyed_on_purpose_stays_away(

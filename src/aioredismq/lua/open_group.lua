@@ -35,6 +35,24 @@ local function is_later(id, other)
   return other_ms < ms or (other_ms == ms and other_seq < seq)
 end
 
+-- How far a group had come that was at a place: by what it has settled since, too, which is given.
+local function furthest_of(start, key)
+  local furthest, settled = start, {}
+  local notes = redis.pcall('GET', key)
+  for id, mark in string.gmatch(type(notes) == 'string' and notes or '', '(%d+%-%d+)(!?) ') do
+    settled[id] = mark
+    if is_later(id, furthest) then furthest = id end
+  end
+  return furthest, settled
+end
+
+local function has_any_until(id)
+  return #redis.call('XRANGE', stream, '-', id, 'COUNT', 1) > 0
+end
+
+-- Whether the stream has anything that the group had come past: then it was not lost itself.
+local has_older = false
+
 -- Where the group begins again, and what of the stream before that is pending.
 local function place()
   if redis.call('EXISTS', stream) == 0 then return '0', {}, {} end
@@ -42,17 +60,14 @@ local function place()
   if not start then
     -- All was lost, not the place alone: what is in the stream has been produced since.
     local is_new = not redis.call('HGET', agreed, 'group:' .. group)
+    has_older = not is_new
     return is_new and '0' or ARGV[2], {}, {}
   end
-  local furthest, settled = start, {}
-  local notes = redis.pcall('GET', noted)
-  for id, mark in string.gmatch(type(notes) == 'string' and notes or '', '(%d+%-%d+)(!?) ') do
-    settled[id] = mark
-    if is_later(id, furthest) then furthest = id end
-  end
+  local furthest, settled = furthest_of(start, noted)
   for _, id in ipairs(held) do
     if is_later(id, furthest) then furthest = id end
   end
+  has_older = has_any_until(furthest)
   local info = redis.call('XINFO', 'STREAM', stream)
   -- The stream has gone back (a failover, a restored copy): all of it is to be seen, unless nothing
   -- may be seen again.
@@ -87,7 +102,7 @@ local function make_beside(name, generation, settled)
     return
   end
   local last = read_place(agreed, name)
-  if last and #redis.call('XRANGE', stream, '-', last, 'COUNT', 1) > 0 then return end
+  if last and has_any_until(furthest_of(last, settled)) then return end
   if redis.pcall('XGROUP', 'CREATE', stream, name, '0').err then return end
   redis.call('HSETNX', agreed, 'group:' .. name, generation)
   write_place(stream, agreed, settled, name)
@@ -109,7 +124,7 @@ if wanted then
   local reply = redis.pcall('XGROUP', 'CREATE', stream, group, start, 'MKSTREAM')
   if not reply.err then
     made = 1
-    if ARGV[5] == 'again' and are_lost then
+    if ARGV[5] == 'again' and are_lost and not has_older then
       for i = 5, #KEYS do make_beside(ARGV[2 * i - 1], ARGV[2 * i], KEYS[i]) end
     end
     for _, item in ipairs(pending) do
