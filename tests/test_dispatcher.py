@@ -4,7 +4,8 @@ import asyncio
 import math
 import time
 from contextlib import asynccontextmanager
-from contextvars import ContextVar
+from contextvars import Context, ContextVar
+from decimal import Decimal
 from typing import TYPE_CHECKING
 
 import pytest
@@ -366,6 +367,25 @@ async def test_what_a_handler_sets_in_its_context_the_next_does_not_see() -> Non
         await eventually(lambda: dispatcher.handled == 3)
 
     assert seen == [(None, True)] * 3
+
+
+async def test_who_reckons_with_decimals_keeps_his_worker() -> None:
+    """Their context is made on first use: nothing a handler has changed."""
+    workers: set[object] = set()
+
+    async def run(portion: list[Entry]) -> None:
+        workers.add(asyncio.current_task())
+        assert Decimal(1) / 8 == Decimal("0.125")
+
+    async def application() -> None:
+        dispatcher = make(run)
+        async with working(dispatcher):
+            dispatcher.offer(entries(3))
+            await eventually(lambda: dispatcher.handled == 3)
+
+    await asyncio.create_task(application(), context=Context())  # nobody has yet
+
+    assert len(workers) == 1
 
 
 # What was read ahead in vain.

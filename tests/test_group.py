@@ -31,10 +31,12 @@ async def queue(url: str, name: str) -> AsyncIterator[RedisMessageQueue]:
 class Reading:
     """A group, the consumer that reads from it, and what it holds."""
 
-    def __init__(self, queue: RedisMessageQueue, *, latest: bool = False) -> None:
+    def __init__(
+        self, queue: RedisMessageQueue, *, name: str = NAME, latest: bool = False
+    ) -> None:
         """It is not there yet."""
         self.stream: Stream = queue._require_stream()
-        self.member = Member(self.stream, NAME, ONE)
+        self.member = Member(self.stream, name, ONE)
         self.held = Held()
         self.group = Group(
             self.stream, queue.channel, self.member, self.held, latest=latest
@@ -79,6 +81,21 @@ async def test_one_that_is_lost_is_made_again_with_what_is_held(
     ]
     said = f"group {NAME} of {queue.name} was gone: made again"
     assert [record.getMessage() for record in caplog.records] == [said]
+
+
+async def test_after_the_loss_of_all_others_make_it_too(
+    queue: RedisMessageQueue, client: Redis
+) -> None:
+    """Whatever is read by a consumer of this process is to be there, named or not."""
+    one, two = Reading(queue), Reading(queue, name="shipping")
+    await one.group.open()
+    await two.group.open()
+    await client.delete(*await client.keys(f"*{queue.name}*"))
+
+    await one.group.mend()
+
+    names = {group.name for group in await queue.groups()}
+    assert names == {NAME, "shipping", "another"}
 
 
 @pytest.mark.parametrize("how", ["mend", "follow"])

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import asyncio
 import logging
 import math
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -17,7 +19,7 @@ from aioredismq import (
     RejectMessage,
     RetryMessage,
 )
-from aioredismq._outcome import DeadLetter, Retry, decide, describe
+from aioredismq._outcome import DeadLetter, Retry, decide, describe, is_failure
 
 if TYPE_CHECKING:
     from aioredismq import RetryPolicy
@@ -131,6 +133,62 @@ def test_what_is_raised_may_be_a_class_of_the_applications() -> None:
     rejected = decide(GoneError(7), 1, Says(2.5), 5)
     assert isinstance(rejected, DeadLetter)
     assert (rejected.failure.reason, rejected.failure.detail) == ("rejected", "")
+
+
+@pytest.mark.parametrize(
+    ("detail", "words"),
+    [(5, "5"), (None, ""), (ValueError("a"), "a"), ("x" * 9_000, "x" * 2_000)],
+)
+def test_whatever_such_a_class_has_for_words_is_said(detail: Any, words: str) -> None:
+    """Nobody has looked at them before."""
+    retry, reject = RetryMessage(delay=1), RejectMessage()
+    retry.detail = reject.detail = detail
+
+    assert decide(retry, 1, Says(2.5), 5) == Retry(1, words)
+    rejected = decide(reject, 1, Says(2.5), 5)
+    assert isinstance(rejected, DeadLetter)
+    assert rejected.failure.detail == words
+
+
+@pytest.mark.parametrize("delay", ["5", timedelta(seconds=5), math.nan, math.inf, -1])
+def test_a_delay_that_cannot_be_waited_leaves_it_to_the_policy(
+    delay: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A class of the application's own may have set anything."""
+    error = RetryMessage("full")
+    error.delay = delay
+
+    assert decide(error, 1, Says(2.5), 5) == Retry(2.5, "full")
+    assert repr(delay) in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (ValueError(), True),
+        (BaseException("a panic"), True),
+        (asyncio.CancelledError(), False),
+        (SystemExit(3), False),
+        (KeyboardInterrupt(), False),
+        (GeneratorExit(), False),
+        (ExceptionGroup("", [ValueError()]), True),
+        (BaseExceptionGroup("", [BaseException("a panic")]), True),
+        (BaseExceptionGroup("", [asyncio.CancelledError(), ValueError()]), True),
+        (BaseExceptionGroup("", [SystemExit(3)]), False),
+        (
+            BaseExceptionGroup(
+                "", [OSError(), BaseExceptionGroup("", [KeyboardInterrupt()])]
+            ),
+            False,
+        ),
+    ],
+    ids=repr,
+)
+def test_what_ends_more_than_the_handler_is_no_failure_of_it(
+    error: BaseException, expected: bool
+) -> None:
+    """Also where a task group has raised it."""
+    assert is_failure(error) is expected
 
 
 @pytest.mark.parametrize("asked", [1e306, 10**400])

@@ -141,6 +141,8 @@ class Consumer:
     def check_may_wait(self) -> None:
         """Refuse to let a handler wait for the end of its own consumer, which waits for it.
 
+        A task that a handler has made is not seen: it may go on when the handler has ended.
+
         Raises:
             MessageQueueError: It is called in one.
         """

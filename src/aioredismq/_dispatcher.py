@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import decimal
 from collections import deque
 from contextlib import contextmanager
 from contextvars import copy_context
@@ -245,6 +246,8 @@ class Dispatcher:
         Args:
             tasks: Where that one is started.
         """
+        # Made on first use in each context: who reckons with decimals has changed nothing.
+        decimal.getcontext()
         context = copy_context()
         task = asyncio.current_task()
         self._workers.add(task)

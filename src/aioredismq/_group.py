@@ -52,6 +52,7 @@ class Group:
             ServerError: Redis refuses, or is away.
         """
         self._generation = await self._make("new")
+        self._channel.groups.add(self._member.group)
         if self._channel.config.wire == "original":
             await self._report_failover_copies()
 

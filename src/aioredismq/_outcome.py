@@ -83,25 +83,42 @@ Outcome: TypeAlias = Ack | Retry | DeadLetter | Release
 Failed: TypeAlias = Retry | DeadLetter
 
 
-# What a handler may let through and has not failed by: the end of its task, or of its process.
-_ENDINGS = (asyncio.CancelledError, KeyboardInterrupt, SystemExit, GeneratorExit)
+# What a handler may let through and has not failed by, besides the end of its task.
+_ENDINGS_OF_PROCESS = (KeyboardInterrupt, SystemExit, GeneratorExit)
 
 
 def is_failure(error: BaseException) -> bool:
     """Say whether this is a failure of the handler, or ends more than the handler.
 
-    Not every failure is an `Exception`: a panic in an extension written in Rust is none.
+    Not every failure is an `Exception`: a panic in an extension written in Rust is none. And a task
+    group raises what ends the process among others; a cancellation in one was of its own making.
     """
-    return not isinstance(error, _ENDINGS)
+    if isinstance(error, BaseExceptionGroup):
+        return error.subgroup(_ENDINGS_OF_PROCESS) is None
+    return not isinstance(error, (asyncio.CancelledError, *_ENDINGS_OF_PROCESS))
 
 
 def describe(error: BaseException) -> str:
     """The words of an error, or its class where it has none."""
+    return _words(error) or type(error).__qualname__[:_DETAIL_LIMIT]
+
+
+def _words(of: object) -> str:
+    """Say it in words, which are not too many."""
     try:
-        words = str(error)
+        words = "" if of is None else str(of)
     except Exception:  # noqa: BLE001 -- a broken __str__ must not hide the failure
         words = ""
-    return (words or type(error).__qualname__)[:_DETAIL_LIMIT]
+    return words[:_DETAIL_LIMIT]
+
+
+def _asked(error: RetryMessage) -> float | None:
+    """The delay a handler asks for. A class of the application's own may have set anything."""
+    delay = error.delay
+    if delay is None or is_finite(delay, least=0):
+        return delay
+    logger.error("%r asks for %r seconds; the retry policy is asked", error, delay)
+    return None
 
 
 def decide(
@@ -117,11 +134,11 @@ def decide(
     """
     match error:
         case RejectMessage():
-            return DeadLetter(Failure("rejected", error.detail[:_DETAIL_LIMIT], error))
+            return DeadLetter(Failure("rejected", _words(error.detail), error))
         case DecodeError():
             return DeadLetter(Failure("decode", describe(error), error))
         case RetryMessage():
-            detail, asked = error.detail[:_DETAIL_LIMIT], error.delay
+            detail, asked = _words(error.detail), _asked(error)
         case _:
             detail, asked = describe(error), None
     if attempt >= max_attempts:

@@ -291,7 +291,7 @@ class OwnCluster:
         client = redis.RedisCluster(
             startup_nodes=[
                 ClusterNode(host, port)
-                for host, port in dict.fromkeys((self._first, *self._nodes))
+                for host, port in dict.fromkeys((*self._nodes, self._first))
             ],
             socket_timeout=self.arguments["socket_connect_timeout"],
             ssl=issubclass(
