@@ -364,7 +364,7 @@ async def test_a_process_told_to_go_leaves_nothing_behind(
         other = await crew.start(concurrency=40)
         await eventually(lambda: len(crew.said("begin")) == 540, 8)
         await eventually(lambda: is_settled(look, name))
-
+        await eventually(lambda: crew.said("end") == crew.said("begin"))
     assert crew.said("end").total() == 540  # once each
     assert crew.attempts(other) == {"1"}
 
