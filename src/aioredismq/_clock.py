@@ -9,6 +9,9 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+# Redis keeps due times as doubles, exact to 2^53 ms; a century is further than anyone plans.
+CENTURY = 100 * 365 * 86400.0
+
 # Seconds by which an answer may be late without looking as if the clock had been set.
 _STEP = 1.0
 

@@ -146,11 +146,10 @@ class Lease:
 
     async def _renew_all(self) -> None:
         begun = elapsed()
-        now = elapsed()
-        sound_until = now + 3 * self._period
+        sound_until = begun + 3 * self._period
         try:
             renewed = await self._renew_held(set())
-            if now > self._held.sound_until:
+            if begun > self._held.sound_until:
                 # What was on its way here when everything stood still has come meanwhile.
                 await self._renew_held(renewed)
         except FATAL:

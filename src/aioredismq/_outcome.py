@@ -8,6 +8,7 @@ import traceback
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
+from ._clock import CENTURY
 from ._errors import DecodeError, RejectMessage, RetryMessage, is_finite
 
 if TYPE_CHECKING:
@@ -21,8 +22,6 @@ Reason: TypeAlias = Literal["rejected", "attempts", "crashed", "decode", "expire
 # whole traceback would be larger than most bodies.
 _TRACEBACK_LIMIT = 4_000
 _DETAIL_LIMIT = 2_000
-# A century, as for `produce(delay=)`: what is longer could not be told to the server.
-_LONGEST_DELAY = 100 * 365 * 86400.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,7 +145,7 @@ def decide(
     delay = _wait(policy, attempt, error) if asked is None else asked
     if delay is None:
         return DeadLetter(Failure("attempts", detail, error))
-    return Retry(min(delay, _LONGEST_DELAY), detail)
+    return Retry(min(delay, CENTURY), detail)
 
 
 def _wait(policy: RetryPolicy, attempt: int, error: BaseException) -> float | None:

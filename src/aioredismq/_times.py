@@ -8,10 +8,8 @@ from __future__ import annotations
 import math
 from datetime import datetime
 
+from ._clock import CENTURY
 from ._errors import ConfigurationError
-
-# Redis keeps due times as doubles, exact to 2^53 ms; a century is further than anyone plans.
-_LONGEST = 100 * 365 * 86400.0
 
 
 def written(
@@ -42,7 +40,7 @@ def written(
 
 def _milliseconds(name: str, seconds: object, *, least: float) -> str:
     number = isinstance(seconds, int | float) and not isinstance(seconds, bool)
-    if not number or not least <= seconds <= _LONGEST:  # type: ignore[operator]  # a number
+    if not number or not least <= seconds <= CENTURY:  # type: ignore[operator]  # a number
         msg = f"{name} must be {least:g} s or more (a century at most), got {seconds!r}"
         raise ConfigurationError(msg)
     return str(math.ceil(seconds * 1000))  # type: ignore[operator]  # a number
