@@ -2,6 +2,7 @@
 -- It knows its last request again when that is sent twice, and answers as it did. Its first write needs
 -- no memory, so that the rest passes under a full memory.
 -- with: birth
+-- with: words
 -- KEYS[1] dead letters   KEYS[2] stream   KEYS[3] lane
 -- KEYS[4] what this redrive was answered last (hash)
 -- ARGV[1] group   ARGV[2] bell   ARGV[3] 1: attempts and crashes begin anew, 0: they go on
@@ -25,8 +26,6 @@ end
 local left = {['mq-group'] = 1, ['mq-reason'] = 1, ['mq-detail'] = 1, ['mq-error-type'] = 1,
   ['mq-traceback'] = 1, ['mq-died'] = 1, ['mq-expires'] = 1}
 if ARGV[3] == '1' then left['mq-attempt'] = 1; left['mq-crashes'] = 1 end
-
-local MOST_WORDS = 7000  -- `unpack` breaks at some 8000; only letters that others wrote have as many
 
 redis.call('XDEL', KEYS[1], '0-0')
 local answers, ring, failure = {}, false, nil

@@ -5,12 +5,12 @@
 -- What somebody has put among the delayed fields that is none of ours becomes a body as it is: it is
 -- put aside as what cannot be decoded, and holds up nobody.
 -- with: birth
+-- with: words
 -- KEYS[1] lane   KEYS[2] delayed set of the group   KEYS[3] its fields
 -- KEYS[4] stream   KEYS[5] delayed set of the stream   KEYS[6] its fields
 -- ARGV[1] group   ARGV[2] consumer   ARGV[3] room (never 0: COUNT 0 would deliver everything)
 -- Returns the entries, the milliseconds until the next one is due (-1: none waits), whether the lane
 -- still holds undelivered entries (1, 0), and the server's time (ms).
-local MOST_WORDS = 7000  -- `unpack` breaks at some 8000; ours have half of that at most
 local room = tonumber(ARGV[3])
 
 local function try(count)
