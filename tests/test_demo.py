@@ -333,7 +333,7 @@ class _Demo:
 def _all_processes() -> dict[int, tuple[int, str]]:
     """Give parent and command line of each live process."""
     listed = subprocess.run(
-        ["ps", "-A", "-o", "pid=,ppid=,stat=,args="],  # noqa: S607 -- as POSIX has it
+        ["ps", "-A", "-ww", "-o", "pid=,ppid=,stat=,args="],  # noqa: S607 -- whole lines
         capture_output=True,
         text=True,
         check=True,
