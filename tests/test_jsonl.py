@@ -5,6 +5,7 @@ import os
 import threading
 from typing import TYPE_CHECKING
 
+import anyio
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -185,3 +186,41 @@ async def test_leaving_early_ends_the_thread(tmp_path: Path) -> None:
             thread.join(5)
     os.close(fd)
     assert threading.active_count() <= before
+
+
+async def test_a_file_that_is_closed_on_leaving_is_not_confused_with_the_next(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The system gives its number to another file at once, and the thread may be about to read."""
+    reading, writing = os.pipe()
+    os.write(writing, b"1\n")
+    read, is_first = os.read, True
+    about_to_read, may_read = threading.Event(), threading.Event()
+
+    def pause_the_second(fd: int, size: int) -> bytes:
+        nonlocal is_first
+        if not is_first:
+            about_to_read.set()
+            may_read.wait(30)
+        is_first = False
+        return read(fd, size)
+
+    monkeypatch.setattr("aioredismq._jsonl.os.read", pause_the_second)
+    source = read_lines(reading)
+    assert await anext(source) == [Line(1, b"1")]
+    assert await anyio.to_thread.run_sync(about_to_read.wait, 30)
+    await source.aclose()  # type: ignore[attr-defined]
+    os.close(reading)
+    os.close(writing)
+    other, others_end = os.pipe()
+    os.write(others_end, b"not yours")
+    os.close(others_end)
+
+    may_read.set()
+    for thread in threading.enumerate():
+        if "_read_blocks" in thread.name:
+            thread.join(30)
+
+    assert other == reading
+    assert read(other, 100) == b"not yours"
+    os.close(other)

@@ -109,12 +109,13 @@ async def read_lines(fd: int, max_line: int = MAX_LINE) -> AsyncIterator[list[Li
     of a pool that waits for a keyboard keeps the process from ending.
 
     Args:
-        fd: Open file descriptor; stays open.
+        fd: Open file descriptor; stays open, and may be closed once the caller has left.
         max_line: As for `LineSplitter`.
 
     Raises:
         OSError: It cannot be read.
     """
+    own = os.dup(fd)  # the caller's number is another file's once it is closed
     blocks: asyncio.Queue[bytes | OSError] = asyncio.Queue()
     room = threading.Semaphore(_BLOCKS_AHEAD)
     loop = asyncio.get_running_loop()
@@ -124,7 +125,7 @@ async def read_lines(fd: int, max_line: int = MAX_LINE) -> AsyncIterator[list[Li
 
     left = threading.Event()
     threading.Thread(
-        target=_read_blocks, args=(fd, room, left, hand_over), daemon=True
+        target=_read_blocks, args=(own, room, left, hand_over), daemon=True
     ).start()
     splitter = LineSplitter(max_line)
     try:
@@ -145,20 +146,29 @@ def _read_blocks(
     left: threading.Event,
     hand_over: Callable[[bytes | OSError], None],
 ) -> None:
-    """Read until the end (an empty block), an error, or until nobody wants it any more."""
+    """Read until the end (an empty block), an error, or until nobody wants it any more.
+
+    Args:
+        fd: Closed at the end.
+        room: Acquired for each block.
+        left: Set when nobody wants it any more.
+        hand_over: Takes each block, or the error.
+    """
     block: bytes | OSError = b"-"
-    while isinstance(block, bytes) and block:
-        room.acquire()
-        if left.is_set():
-            return
-        try:
-            block = os.read(fd, _BLOCK)
-        except OSError as error:
-            block = error
-        try:
+    try:
+        while isinstance(block, bytes) and block:
+            room.acquire()
+            if left.is_set():
+                return
+            try:
+                block = os.read(fd, _BLOCK)
+            except OSError as error:
+                block = error
             hand_over(block)
-        except RuntimeError:  # the event loop is closed
-            return
+    except RuntimeError:  # the event loop is closed
+        return
+    finally:
+        os.close(fd)
 
 
 def parse(text: bytes | str) -> object:
