@@ -14,6 +14,7 @@ from aioredismq import (
     Consumer,
     ConsumerConfig,
     Message,
+    MessageQueueError,
     RedisMessageQueue,
     RejectMessage,
     RetryMessage,
@@ -208,7 +209,7 @@ async def test_what_a_look_brings_while_it_stops_is_handed_back(
         await client.xadd(QueueKeys(name).lane(consumer.group), {"body": "42"})
         inside(consumer)._promoter.ring()
         await eventually(answered.is_set)
-        assert (await left(client, name)).pending_lane == 1
+        assert (await left(client, name)).pending_lane > 0
 
         stopping = asyncio.ensure_future(consumer.stop())
         await asyncio.sleep(0.02)
@@ -265,20 +266,28 @@ async def test_a_leave_that_cannot_be_taken_is_said(
     name: str,
     caplog: pytest.LogCaptureFixture,
     client: Redis,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Somebody has put an entry under its name: the name stays, or the entry would be lost."""
+    """Somebody puts an entry under its name: the name stays, or the entry would be lost."""
     async with opened(url, name) as queue:
         consumer = Consumer(queue, Handled())
         await consumer.start()
         await eventually(lambda: inside(consumer)._reader.asked > 0)
         lane = QueueKeys(name).lane(consumer.group)
         await client.xgroup_create(lane, consumer.group, "0", mkstream=True)
-        await client.xadd(lane, {"body": "1"})
-        await client.xreadgroup(consumer.group, consumer.name, {lane: ">"})
+        member = inside(consumer)._member
+        forget = member.forget
+
+        async def forget_too_late() -> bool:
+            await client.xadd(lane, {"body": "1"})
+            await client.xreadgroup(consumer.group, consumer.name, {lane: ">"})
+            return await forget()
+
+        monkeypatch.setattr(member, "forget", forget_too_late)
 
         await consumer.stop()
 
-        assert (await left(client, name)).pending_lane == 1
+        assert (await left(client, name)).pending_lane > 0
         assert "leaves pending messages behind" in caplog.text
 
 
@@ -520,3 +529,47 @@ async def test_what_was_abandoned_does_not_wait_for_the_end_of_a_backlog(
 
     behind = [body for body in handled.bodies[300:] if isinstance(body, str)]
     assert not behind
+
+
+async def test_what_a_lost_answer_has_left_is_handed_back_at_the_end(
+    url: str, name: str, client: Redis
+) -> None:
+    """Pending under a consumer that does not know of it, in the stream and in the lane."""
+    handled = Handled()
+    keys = QueueKeys(name)
+    async with opened(url, name) as queue:
+        async with Consumer(queue, handled) as consumer:
+            await queue.produce("before")
+            await handled.until(1)
+            inside(consumer)._recoverer.stop()  # it would find them, in a while
+            inside(consumer)._promoter.stop()
+            await inside(consumer)._reader.stop()
+            lane = keys.lane(consumer.group)
+            await client.xgroup_create(lane, consumer.group, "0", mkstream=True)
+            for key, body in ((name, b'"a"'), (lane, b'"b"')):
+                await client.xadd(key, {b"body": body})
+                await client.xreadgroup(consumer.group, consumer.name, {key: ">"})
+
+        after = await left(client, name)
+        assert (after.pending, after.pending_lane, after.names) == (0, 0, ())
+        rest = Messages()
+        async with Consumer(queue, rest):
+            await rest.until(2)
+        assert sorted(message.body for message in rest.seen) == ["a", "b"]
+        assert {message.attempt for message in rest.seen} == {1}
+
+
+async def test_a_task_of_it_that_others_cancel_ends_it_with_an_error(
+    url: str, name: str
+) -> None:
+    """A consumer that lacks one would be deaf, and look alive."""
+    async with opened(url, name) as queue:
+        before = asyncio.all_tasks()
+        consumer = Consumer(queue, Handled())
+        await consumer.start()
+        await eventually(lambda: len(asyncio.all_tasks() - before) > 5)
+        tasks = {task.get_name(): task for task in asyncio.all_tasks() - before}
+        tasks["aioredismq Reader.run"].cancel()
+
+        with pytest.raises(MessageQueueError, match="cancelled by others"):
+            await consumer.wait()

@@ -8,7 +8,8 @@ import anyio
 import pytest
 
 from aioredismq import WrongLoopError
-from aioredismq._host import Host
+from aioredismq._host import Host, insist, outlast
+from tests.support import eventually
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -303,3 +304,83 @@ async def test_its_task_is_named_for_who_looks_at_tasks(body: Body) -> None:
     assert "aioredismq something" in {task.get_name() for task in asyncio.all_tasks()}
     body.may_end.set()
     await host.join()
+
+
+async def test_it_knows_that_it_was_cancelled(body: Body) -> None:
+    """At once, before its body hears of it."""
+    host = Host("host", body)
+    assert not host.is_cancelled
+    await host.start()
+    assert not host.is_cancelled
+
+    host.cancel()
+
+    assert host.is_cancelled
+    await host.ended()
+
+
+async def test_what_outlasts_others_is_ended_by_its_owner() -> None:
+    """A cancellation by anybody else begins it anew; its errors are its owner's."""
+    begun: list[asyncio.Task[None] | None] = []
+
+    async def work() -> None:
+        begun.append(asyncio.current_task())
+        await anyio.sleep_forever()
+
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(outlast, work, tasks.cancel_scope)
+        for times in (1, 2, 3):
+            await eventually(lambda times=times: len(begun) == times)
+            assert begun[-1] is not None
+            begun[-1].cancel()
+        await eventually(lambda: len(begun) == 4)
+        tasks.cancel_scope.cancel()
+
+    assert len(begun) == 4
+
+    async def fail() -> None:
+        raise ValueError("no")
+
+    with pytest.raises(ValueError, match="no"):
+        await outlast(fail, anyio.CancelScope())
+
+
+async def test_what_is_insisted_on_is_done_before_the_cancellation_is_passed_on() -> (
+    None
+):
+    """However often it is cancelled, and however."""
+    begun = 0
+    may_end = asyncio.Event()
+    done = False
+
+    async def clean_up() -> None:
+        nonlocal begun, done
+        begun += 1
+        await may_end.wait()
+        done = True
+
+    async def work() -> None:
+        await insist(clean_up)
+        await asyncio.sleep(0)
+        raise AssertionError("not reached")
+
+    task = asyncio.ensure_future(work())
+    for times in (1, 2, 3):
+        await eventually(lambda times=times: begun == times)
+        task.cancel()
+    await eventually(lambda: begun == 4)
+    may_end.set()
+
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert done
+
+    done = False
+    may_end.clear()
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(work)
+        await eventually(lambda: begun == 5)
+        tasks.cancel_scope.cancel()
+        asyncio.get_running_loop().call_later(0.01, may_end.set)
+    assert done
+    assert begun == 5

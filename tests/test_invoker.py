@@ -68,6 +68,7 @@ def make(
     *,
     original: bool = False,
     now: float | None = None,
+    is_cancelled: Callable[[], bool] = lambda: False,
 ) -> tuple[Invoker, Settled]:
     """Make an invoker, and what it settles with; `now` is the server's time."""
     settled = Settled()
@@ -82,6 +83,7 @@ def make(
         settle=settled.settle,
         leases=settled,
         now=lambda: now,
+        is_cancelled=is_cancelled,
     )
     return invoker, settled
 
@@ -606,6 +608,29 @@ async def test_a_handler_cut_off_from_outside_is_handed_back() -> None:
         tasks.cancel_scope.cancel()
 
     assert settled.of(given) == Release()
+
+
+@pytest.mark.parametrize("ends", [False, True])
+async def test_a_handler_cancelled_with_its_whole_consumer_is_handed_back(
+    ends: bool,
+) -> None:
+    """As `asyncio.run` does; by itself its task is cancelled by the handler only."""
+    started = asyncio.Event()
+
+    async def handler(body: object) -> None:
+        started.set()
+        await asyncio.sleep(60)
+
+    invoker, settled = make(handler, is_cancelled=lambda: ends)
+    given = entry()
+    working = asyncio.ensure_future(invoker.run([given]))
+    await started.wait()
+    working.cancel()
+
+    await asyncio.wait([working])
+
+    assert settled.of(given) == (Release() if ends else Retry(0.0, "CancelledError"))
+    assert working.cancelled() is ends
 
 
 async def test_a_handler_that_ends_in_a_cancellation_of_its_own_has_failed() -> None:

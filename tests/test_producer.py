@@ -724,7 +724,8 @@ async def test_an_interrupted_close_still_disconnects(
     with pytest.raises(asyncio.CancelledError):
         await closing
 
-    assert not connection._users
+    with pytest.raises(NotInitializedError):
+        connection.check()
     with pytest.raises(PublishUncertainError):
         await sending
     own_server.resume()

@@ -434,3 +434,32 @@ async def test_a_permission_taken_away_ends_it(
 
         with fail_after(2), pytest.raises(PermissionDeniedError):
             await work.reader.run()
+
+
+@pytest.mark.parametrize("arrives", [False, True])
+async def test_a_read_is_not_cut_off_by_others(
+    url: str, name: str, client: Redis, arrives: bool
+) -> None:
+    """What it brings would be pending and unseen; the cancellation ends the reader after it."""
+    connection = Connection(url)
+    async with connection:
+        stream = Stream(await connection.link(name), QueueKeys(name))
+        await stream.open_group(GROUP, rules={})
+        work = Reading(connection, stream)
+        running = asyncio.ensure_future(work.reader.run())
+        await work.blocked()
+
+        running.cancel()
+        await asyncio.sleep(0)
+        running.cancel()
+        await asyncio.sleep(0)
+        assert not running.done()
+        if arrives:
+            await add(client, name, b"1")
+            await eventually(running.done)
+        with fail_after(3):
+            await work.reader.stop()
+
+        with pytest.raises(asyncio.CancelledError):
+            await running
+        assert work.bodies == ([b"1"] if arrives else [])

@@ -444,6 +444,32 @@ async def test_a_server_that_refuses_for_a_while_is_asked_again(
         assert not work.fatal
 
 
+async def test_moves_that_were_cut_off_are_sent_when_it_runs_again(
+    url: str, name: str, client: Redis
+) -> None:
+    """Also those whose answer was still to come: they are there once."""
+    async with opened_stream(url, name, GROUP) as stream:
+        work = Settling(stream)
+        entries = await work.hold(client, b"1", b"2", b"3")
+        for turns in range(4):
+            running = asyncio.ensure_future(work.settler.run())
+            if turns < len(entries):
+                work.settler.settle(entries[turns], Release())
+            for _ in range(turns):
+                await asyncio.sleep(0)
+            running.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await running
+
+        running = asyncio.ensure_future(work.settler.run())
+        await work.flushed()
+
+        assert len(work.held) == 0
+        assert await left(client, name, GROUP) == Left(names=HERE, undelivered_lane=3)
+        running.cancel()
+        work.settler.close()
+
+
 async def test_an_error_of_a_move_that_does_not_pass_is_told(
     url: str, name: str, client: Redis
 ) -> None:

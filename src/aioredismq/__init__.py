@@ -9,7 +9,7 @@ The floors, from the ground up; imports go down only (`pyproject.toml` has them 
 3. one connection, and where it leads: `_wire` `_address` `_opening` `_sentinels` `_lent`
    `_topology` `_about`
 4. what is said and heard on it: `_scripts` `_bell` `_lookout`; a wire that mends itself: `_link`;
-   all of an application's wires: `_connection`
+   all of an application's wires: `_connection`, for as long as `_lifetime` says
 5. every operation, named by what it means: `_stream` `_member`; sends, gathered: `_batch`
    `_backlog` `_memory` `_batcher`; a queue on a connection: `_channel`
 6. one task each: `_reader` `_promoter` `_dispatcher` `_invoker` `_puller` `_settler` `_lease`

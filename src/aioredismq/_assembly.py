@@ -13,6 +13,7 @@ from ._dispatcher import Dispatcher
 from ._errors import MessageQueueError
 from ._group import Group
 from ._held import Held
+from ._host import outlast
 from ._invoker import Invoker
 from ._lease import Lease
 from ._member import Member
@@ -57,6 +58,7 @@ class Assembly:
         consumer: str,
         pulls: bool,
         fail: Callable[[BaseException], None],
+        is_cancelled: Callable[[], bool],
     ) -> None:
         """Nothing runs before `start()`.
 
@@ -68,6 +70,7 @@ class Assembly:
             consumer: Name under which entries become pending.
             pulls: Whether messages are pulled instead of handled.
             fail: Ends the consumer with an error.
+            is_cancelled: Says whether it was cancelled, with all tasks there are.
         """
         self._stream = stream
         self._channel = channel
@@ -75,6 +78,7 @@ class Assembly:
         group = channel.group_name(config.group)
         self._member = member = Member(stream, group, consumer)
         self._fail = fail
+        self._is_cancelled = is_cancelled
         self.held = Held()
         self._group = Group(
             stream, channel, member, self.held, latest=config.start == "latest"
@@ -110,6 +114,7 @@ class Assembly:
             leases=self._lease,
             # What expired as a message does not expire again as a dead letter.
             now=(lambda: None) if channel.is_of_dead_letters else self._clock.now,
+            is_cancelled=is_cancelled,
         )
         self.puller = (
             Puller(
@@ -165,8 +170,11 @@ class Assembly:
         )
         self._watcher = Watcher(self._group.follow)
         self._crew = CancelScope()
+        # Set again while they run: one that is cancelled before its first turn says nothing.
         self._crew_ended = asyncio.Event()
+        self._crew_ended.set()
         self._no_more_comes_back = asyncio.Event()
+        self._no_more_comes_back.set()
         self._tasks: TaskGroup | None = None
 
     # -- lifetime ------------------------------------------------------------------------------
@@ -183,7 +191,7 @@ class Assembly:
         """Start every task."""
         self._tasks = tasks
         for run in (
-            self._settler.run,
+            self._settle,
             self._reporter.run,
             self._work,
             self._lease.run,
@@ -191,7 +199,7 @@ class Assembly:
             self._bring_back,
             self._watcher.run,
         ):
-            tasks.start_soon(self._guard, run)
+            tasks.start_soon(self._guard, run, name=f"aioredismq {run.__qualname__}")
         self._channel.connection.bell.add(self._stream.keys.bell, self._ring)
 
     async def drain(self, shutdown_timeout: float) -> None:
@@ -214,9 +222,7 @@ class Assembly:
         await self._no_more_comes_back.wait()
         await self._settler.flushed()
         if not await self._member.forget():
-            logger.warning(
-                "consumer %s leaves pending messages behind", self._member.consumer
-            )
+            await self._hand_back_unseen()
         await self._reporter.told()
 
     @property
@@ -238,6 +244,18 @@ class Assembly:
         self._lease.close()
         if self._tasks is not None:
             self._channel.connection.bell.remove(self._stream.keys.bell, self._ring)
+
+    async def _hand_back_unseen(self) -> None:
+        """Hand back what came with a lost or cut off reply, and remove the name then."""
+        for in_lane in (False, True):
+            self._give_back(
+                await self._member.own_pending(in_lane=in_lane, held=lambda _: False)
+            )
+        await self._settler.flushed()
+        if not await self._member.forget():
+            logger.warning(
+                "consumer %s leaves pending messages behind", self._member.consumer
+            )
 
     def _ring(self) -> None:
         self._promoter.ring()
@@ -302,6 +320,7 @@ class Assembly:
         self._reporter.report(self._invoker.message(entry), failure)
 
     async def _work(self) -> None:
+        self._crew_ended.clear()
         try:
             with self._crew:
                 async with create_task_group() as workers:
@@ -314,8 +333,14 @@ class Assembly:
             msg = "a handler has cancelled the task it ran in, and then returned"
             self._fail(MessageQueueError(msg))
 
+    async def _settle(self) -> None:
+        """What handlers had is handed back even when they are cancelled with all there is."""
+        assert self._tasks is not None  # while it runs
+        await outlast(self._settler.run, self._tasks.cancel_scope)
+
     async def _bring_back(self) -> None:
         """Run what brings entries beside the reader; what it brings at the end is handed back."""
+        self._no_more_comes_back.clear()
         try:
             async with create_task_group() as tasks:
                 tasks.start_soon(self._guard, self._promoter.run)
@@ -327,6 +352,13 @@ class Assembly:
         """Let no task take the others down: what it cannot mend ends the consumer in order."""
         try:
             await task()
+        except asyncio.CancelledError:
+            if self._tasks is None or self._tasks.cancel_scope.cancel_called:
+                raise
+            if not self._is_cancelled():  # else its host has been, and ends the others
+                self._fail(
+                    MessageQueueError("one of its tasks was cancelled by others")
+                )
         except Exception as error:  # noqa: BLE001 -- told to whoever waits for the consumer
             self._fail(error)
 

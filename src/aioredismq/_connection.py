@@ -7,12 +7,11 @@ node that has it). Each consumer has one more, blocked in its read, and one carr
 from __future__ import annotations
 
 import asyncio
-import os
-from asyncio import get_running_loop
+from functools import partial
 from math import inf
 from typing import TYPE_CHECKING, Any
 
-from anyio import CancelScope, create_task_group
+from anyio import create_task_group
 
 from ._about import ask_about, is_cluster_node, refuse_too_old
 from ._bell import Bell
@@ -22,9 +21,9 @@ from ._errors import (
     NotInitializedError,
     PoolTooSmallError,
     ServerError,
-    WrongLoopError,
 )
-from ._host import Host
+from ._host import insist, outlast
+from ._lifetime import Lifetime
 from ._link import Link
 from ._lookout import Lookout
 from ._opening import place_of, writer_of
@@ -33,7 +32,7 @@ from ._topology import OwnCluster, OwnServer, topology_for
 from ._wire import Wire
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Awaitable, Callable
     from types import TracebackType
     from typing import Self
 
@@ -42,17 +41,6 @@ if TYPE_CHECKING:
     from redis.asyncio.connection import AbstractConnection
 
     from ._failover import Place
-
-_forks = 0
-
-
-def _count_fork() -> None:
-    global _forks
-    _forks += 1
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_count_fork)
 
 
 class Connection:
@@ -98,19 +86,16 @@ class Connection:
         self._is_known = False
         self._connect_timeout = connect_timeout
         self._reply_timeout = reply_timeout
-        self._users = 0
         self._readers = 0
         self._links: dict[str, Link] = {}
         self._wires: dict[Wire, AbstractConnection] = {}
         self._spent: list[AbstractConnection] = []
         self._has_spent: asyncio.Event
-        self._loop: asyncio.AbstractEventLoop | None = None
-        self._forks = 0
-        self._lock: asyncio.Lock
-        self._closing: asyncio.Event
         self.bell: Bell
-        self._host: Host | None = None
         self._group: TaskGroup | None = None
+        self._lifetime = Lifetime(
+            self._live, begin=self._begin, is_needed=lambda: self._readers > 0
+        )
 
     # -- lifetime ------------------------------------------------------------------------------
 
@@ -134,35 +119,12 @@ class Connection:
         Raises:
             WrongLoopError: It is open on another loop, or in the parent process.
         """
-        if self._users:
-            self.check()
-        elif self._loop is not asyncio.get_running_loop():
-            self._begin()
-        self._users += 1
-        try:
-            async with self._lock:
-                if self._host is not None and self._closing.is_set():
-                    # Whoever closed it was overtaken by us, or cancelled.
-                    await self._host.ended()
-                    self._host = None
-                if self._host is None:
-                    self._closing.clear()
-                    host = Host("aioredismq connection", self._live)
-                    await host.start()
-                    self._host = host
-        except BaseException:
-            self._users -= 1
-            raise
+        await self._lifetime.open()
 
     def _begin(self) -> None:
         """Bind to the running loop: locks and events belong to the first loop they wait on."""
-        self._loop = asyncio.get_running_loop()
-        self._forks = _forks
-        self._lock = asyncio.Lock()
-        self._closing = asyncio.Event()
         self._has_spent = asyncio.Event()
         self.bell = Bell(self._open_bell)
-        self._host = None
 
     async def close(self) -> None:
         """Count one user less; the last closes every connection.
@@ -172,28 +134,16 @@ class Connection:
 
         Cancellation: it still closes, in the background.
         """
-        if not self._users:
-            return
-        self.check()
-        self._users -= 1
-        if self._users:
-            return
-        self._closing.set()
-        async with self._lock:
-            host = self._host
-            if self._closing.is_set() and host is not None:
-                await host.ended()
-                self._host = None
-                await host.join()
+        await self._lifetime.close()
 
     async def _live(self, ready: Callable[[], None]) -> None:
         try:
             async with create_task_group() as group:
                 self._group = group
-                group.start_soon(self.bell.listen)
-                group.start_soon(self._give_back)
+                self._start(self.bell.listen)
+                self._start(self._give_back)
                 ready()
-                await self._closing.wait()
+                await self._lifetime.until_closed()
                 group.cancel_scope.cancel()
         finally:
             self._group = None
@@ -202,6 +152,11 @@ class Connection:
                 wire.close()
             await self._clear_spent()
 
+    def _start(self, run: Callable[[], Awaitable[None]]) -> None:
+        assert self._group is not None  # while it is open
+        scope, name = self._group.cancel_scope, f"aioredismq {run.__qualname__}"
+        self._group.start_soon(outlast, run, scope, name=name)
+
     def check(self) -> None:
         """Refuse use on another loop or after a fork.
 
@@ -209,21 +164,7 @@ class Connection:
             WrongLoopError: With which of the two it is.
             NotInitializedError: It is not open.
         """
-        if self._forks != _forks:
-            msg = (
-                "this process was forked after the connection was opened: make queues and "
-                "connections in the process that uses them"
-            )
-            raise WrongLoopError(msg)
-        if not self._users:
-            msg = "the connection is not open: initialize a queue built on it first"
-            raise NotInitializedError(msg)
-        if self._loop is not get_running_loop():
-            msg = (
-                "the connection was opened on another event loop: make one queue (and "
-                "Connection) per loop"
-            )
-            raise WrongLoopError(msg)
+        self._lifetime.check()
 
     # -- what it gives -------------------------------------------------------------------------
 
@@ -237,7 +178,7 @@ class Connection:
             PoolTooSmallError: The pool has no connection for it.
         """
         self.check()
-        async with self._lock:
+        async with self._lifetime.lock:
             if not self._is_known:
                 await self._find_out(key)
             slot = key if self._topology.is_cluster else ""
@@ -253,9 +194,9 @@ class Connection:
                     msg = "the connection was closed"
                     raise NotInitializedError(msg)
                 self._links[slot] = link
-                self._group.start_soon(link.keep)
+                self._start(link.keep)
                 if self._topology.sentinels is not None:
-                    self._group.start_soon(Lookout(self._topology.sentinels).keep)
+                    self._start(Lookout(self._topology.sentinels).keep)
             return link
 
     async def reserve(
@@ -324,6 +265,7 @@ class Connection:
     def unclaim_reader(self) -> None:
         """Undo `claim_reader`."""
         self._readers -= 1
+        self._lifetime.left()
 
     @property
     def is_cluster(self) -> bool:
@@ -384,8 +326,8 @@ class Connection:
 
     async def _clear_spent(self) -> None:
         while self._spent:
-            with CancelScope(shield=True):  # a place that is not given back is lost
-                await self._topology.give_up(self._spent.pop())
+            # A place that is not given back is lost.
+            await insist(partial(self._topology.give_up, self._spent.pop()))
 
 
 def _check_seconds(name: str, value: object) -> None:

@@ -15,7 +15,7 @@ from ._assembly import Assembly
 from ._config import ConsumerConfig
 from ._errors import MessageQueueError, NotInitializedError, ServerError
 from ._handler import bind
-from ._host import Host
+from ._host import Host, outlast
 from ._message import Message  # noqa: TC001 -- `_pulled` is bound by its annotation
 
 if TYPE_CHECKING:
@@ -241,6 +241,7 @@ class Consumer:
                     consumer=self.name,
                     pulls=self._pulls,
                     fail=self._fail,
+                    is_cancelled=lambda: self._host.is_cancelled,
                 )
                 await self._run(assembly, ready)
             finally:
@@ -276,7 +277,7 @@ class Consumer:
         problem: object = None
         try:
             with move_on_after(_LAST_GRACE, shield=True) as grace:
-                await assembly.end()
+                await outlast(assembly.end, grace)
             if grace.cancelled_caught:
                 problem = assembly.unfinished
         except ServerError as error:

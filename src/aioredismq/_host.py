@@ -41,6 +41,11 @@ class Host:
         return self._task is not None and not self._task.done()
 
     @property
+    def is_cancelled(self) -> bool:
+        """Whether somebody has cancelled it: `asyncio.run` does so with every task at its end."""
+        return self._task is not None and self._task.cancelling() > 0
+
+    @property
     def was_ready(self) -> bool:
         """Whether `start()` has returned, or is about to."""
         return self._started
@@ -116,3 +121,41 @@ class Host:
             )
             raise WrongLoopError(msg)
         await asyncio.wait({task})
+
+
+async def outlast(run: Callable[[], Awaitable[None]], scope: CancelScope) -> None:
+    """Run what only its owner may end: again, when somebody else has cancelled it.
+
+    `asyncio.run` ends by cancelling every task there is, and waits for all of them. What a consumer
+    holds can be handed back then, if what that takes goes on until its host has ended it.
+
+    Args:
+        run: May begin anew after a cancellation, at any await.
+        scope: By which the owner cancels.
+    """
+    while True:
+        try:
+            return await run()
+        except asyncio.CancelledError:
+            if scope.cancel_called:
+                raise
+
+
+async def insist(clean_up: Callable[[], Awaitable[object]]) -> None:
+    """Run something short to its end, however often it is cancelled; that is passed on then.
+
+    A shield alone would not do: `task.cancel()` gets through it.
+
+    Args:
+        clean_up: May begin anew, at any await.
+    """
+    cancelled: asyncio.CancelledError | None = None
+    with CancelScope(shield=True):
+        while True:
+            try:
+                await clean_up()
+                break
+            except asyncio.CancelledError as error:
+                cancelled = error
+    if cancelled is not None:
+        raise cancelled

@@ -58,6 +58,7 @@ class Invoker:
         settle: Callable[[Entry, Outcome], None],
         leases: Leases,
         now: Callable[[], float | None],
+        is_cancelled: Callable[[], bool] = lambda: False,
     ) -> None:
         """Nothing runs yet.
 
@@ -71,6 +72,7 @@ class Invoker:
             settle: Does what an outcome says with an entry.
             leases: Knows how long an entry is still this consumer's.
             now: Tells the server's time, in seconds since the epoch; None when not known yet.
+            is_cancelled: Says whether the consumer was cancelled with all its tasks.
         """
         self._binding = binding
         self._config = config
@@ -83,6 +85,7 @@ class Invoker:
         self._settle = settle
         self._leases = leases
         self._now = now
+        self._is_cancelled = is_cancelled
         # Kept only where a lost lease cancels: it costs some microseconds a message.
         self._running: dict[Entry, CancelScope] | None = (
             {} if config.on_lost_lease == "cancel" else None
@@ -187,7 +190,7 @@ class Invoker:
         except _LeaseLostError:
             pass  # somebody else's now: handing it back will find that out
         except BaseException as error:
-            if _ends_more(error):
+            if self._ends_more(error):
                 raise
             outcome = self.decide(error, entry)
         finally:
@@ -245,7 +248,7 @@ class Invoker:
         except _LeaseLostError:
             pass  # what is still this consumer's is handed back
         except BaseException as error:
-            if _ends_more(error):
+            if self._ends_more(error):
                 raise
             failure = error
         finally:
@@ -343,22 +346,13 @@ class Invoker:
         )
         return outcome
 
+    def _ends_more(self, error: BaseException) -> bool:
+        """Tell what ends the worker or the process from what a handler has failed by.
 
-def _ends_more(error: BaseException) -> bool:
-    """Tell what ends the worker or the process from what a handler has failed by.
-
-    Cancelled from outside, a message is handed back. A handler may also end with a cancellation of
-    its own making (a task it awaited was cancelled): that is a failure like any other, and must
-    not end the worker.
-    """
-    if isinstance(error, asyncio.CancelledError):
-        return _is_cancelled_from_outside()
-    return not is_failure(error)
-
-
-def _is_cancelled_from_outside() -> bool:
-    """Tell a shutdown from a cancellation the handler has made.
-
-    Counting cancellations would not do: a handler can cancel its own task.
-    """
-    return current_effective_deadline() == -math.inf
+        Cancelled from outside, a message is handed back. A handler may also end with a cancellation
+        of its own making (a task it awaited was cancelled, or it cancelled its own, so counting
+        would not do): that is a failure like any other, and must not end the worker.
+        """
+        if isinstance(error, asyncio.CancelledError):
+            return current_effective_deadline() == -math.inf or self._is_cancelled()
+        return not is_failure(error)

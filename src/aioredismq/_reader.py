@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 from functools import partial
 from typing import TYPE_CHECKING
 
-from anyio import move_on_after
+from anyio import current_effective_deadline, move_on_after
 
 from ._errors import (
     FATAL,
@@ -83,6 +84,8 @@ class Reader:
         self._stopped = asyncio.Event()
         self._started = False
         self._asked = 0
+        self._reply: asyncio.Future[object]
+        self._cancelled: asyncio.CancelledError | None = None
 
     async def run(self) -> None:
         """Read until `stop()`.
@@ -91,37 +94,42 @@ class Reader:
             ServerError: One that does not pass by itself.
             QueueDeletedError: The queue or group was deleted on purpose.
         """
-        following = pauses()
         self._started = True
-        is_gone = False
         try:
-            while not self._stopping:
-                try:
-                    if is_gone:
-                        await self._mend()
-                        is_gone = False
-                    await self._open()
-                    while not self._stopping:
-                        await self._read()
-                except FATAL:
-                    raise
-                except (
-                    ConnectionLostError,
-                    ServerNotReadyError,
-                    ServerFullError,  # NOREPLICAS: a read is a write
-                ) as error:
-                    logger.debug(
-                        "the reader of %s lost its line: %s", self._member.group, error
-                    )
-                    self._close()
-                    await self._pause(following())
-                except CommandRefusedError as error:
-                    if error.code != "NOGROUP":
-                        raise
-                    is_gone = True
+            await self._read_until_stopped()
         finally:
             self._close()
             self._stopped.set()
+        if self._cancelled is not None:
+            raise self._cancelled
+
+    async def _read_until_stopped(self) -> None:
+        following = pauses()
+        is_gone = False
+        while not self._stopping:
+            try:
+                if is_gone:
+                    await self._mend()
+                    is_gone = False
+                await self._open()
+                while not self._stopping:
+                    await self._read()
+            except FATAL:
+                raise
+            except (
+                ConnectionLostError,
+                ServerNotReadyError,
+                ServerFullError,  # NOREPLICAS: a read is a write
+            ) as error:
+                logger.debug(
+                    "the reader of %s lost its line: %s", self._member.group, error
+                )
+                self._close()
+                await self._pause(following())
+            except CommandRefusedError as error:
+                if error.code != "NOGROUP":
+                    raise
+                is_gone = True
 
     @property
     def asked(self) -> int:
@@ -191,16 +199,30 @@ class Reader:
             return
         block = LONGEST_BLOCK if self._wire_id is not None else _SHORT_BLOCK
         command = self._member.read_command(count, int(block * 1000))
-        reply: asyncio.Future[object] = asyncio.get_running_loop().create_future()
-        self._wire.submit(command, lambda answer: _resolve(reply, answer))
+        loop = asyncio.get_running_loop()
+        self._reply = loop.create_future()
+        self._wire.submit(command, lambda answer: _resolve(self._reply, answer))
         self._blocked, self._asked = True, count
         try:
-            answer = await reply
+            answer = await self._answered(loop)
         finally:
             self._blocked, self._asked = False, 0
         entries = self._member.read_entries(answer)
         if entries:
             self._deliver(entries)
+
+    async def _answered(self, loop: asyncio.AbstractEventLoop) -> object:
+        """Wait for the reply; a cancellation by others ends the reader, and not before that."""
+        while True:
+            try:
+                return await self._reply
+            except asyncio.CancelledError as error:
+                if current_effective_deadline() == -math.inf:
+                    raise  # by its owner, who has waited for it in vain
+                self._cancelled = error
+                self.request_stop()
+                if self._reply.cancelled():
+                    self._reply = loop.create_future()
 
     def _close(self) -> None:
         wire, self._wire = self._wire, None

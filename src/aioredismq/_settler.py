@@ -225,17 +225,21 @@ class Settler:
         self._work.set()
 
     async def run(self) -> None:
-        """Send moves as they come, until cancelled."""
+        """Send moves as they come, until cancelled; it may be run again afterwards."""
         while True:
             await self._work.wait()
             self._work.clear()
             while self._moves:
-                batch = [
+                batch = self._moving = [
                     self._moves.popleft() for _ in range(min(len(self._moves), _MOST))
                 ]
-                self._moving = batch
                 try:
                     await self._send_moves(batch)
+                except asyncio.CancelledError:
+                    # What has been moved meanwhile is found to be so.
+                    self._moves.extendleft(reversed(batch))
+                    self._work.set()
+                    raise
                 finally:
                     self._moving = ()
             self._look_for_quiet()

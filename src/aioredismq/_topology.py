@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from functools import partial
 from math import inf
 from typing import TYPE_CHECKING, Any, Protocol
 from urllib.parse import parse_qsl, unquote, urlencode, urlsplit
@@ -24,11 +25,14 @@ from ._errors import (
     MessageQueueError,
     ServerError,
 )
+from ._host import insist
 from ._lent import LentCluster, LentPool
 from ._opening import connected, disconnect, new_connection, node_of, translated
 from ._sentinels import Master, Sentinels
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from redis.asyncio.connection import AbstractConnection
 
 
@@ -243,6 +247,13 @@ class OwnSentinel:
         return f"sentinels {hosts} (service {self.sentinels.service!r})"
 
 
+async def _close(client: redis.RedisCluster, asked: Iterable[ClusterNode]) -> None:
+    """Close all that was opened for a question, also where its own way out was cut off."""
+    await client.aclose()
+    for node in (*client.get_nodes(), *asked):
+        await node.disconnect()
+
+
 # Seconds an answer of the cluster is shared: below the pauses between tries to connect, so that a
 # slot that has moved costs one try more at most.
 _LATELY = 0.5
@@ -300,6 +311,7 @@ class OwnCluster:
             ),
             **shared,
         )
+        asked = list(client.nodes_manager.startup_nodes.values())
         try:
             await client.initialize()
             node = node_of(client, key)
@@ -310,7 +322,7 @@ class OwnCluster:
         except Exception as error:
             raise translated(error, f"the cluster of {self}") from error
         finally:
-            await client.aclose()
+            await insist(partial(_close, client, asked))
         return node.host, int(node.port)
 
     async def give_up(self, connection: AbstractConnection) -> None:

@@ -4,10 +4,11 @@ import asyncio
 import random
 from contextlib import suppress
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import anyio
 import pytest
+from anyio import to_thread
 
 from aioredismq import Consumer, ConsumerConfig, Message, RedisMessageQueue
 from tests.looking import AT_ONCE, NOTHING, Handled, Left, Messages, hand_back, left
@@ -16,7 +17,7 @@ from tests.support import eventually
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
-    from tests.support import Client
+    from tests.support import Client, Deployment
 
 
 class Work:
@@ -45,16 +46,16 @@ async def turns(count: int) -> None:
         await asyncio.sleep(0)
 
 
+Moment: TypeAlias = "Callable[[], Awaitable[object]]"
+
 # Moments of a consumer's life: connecting, looking into the lane, reading, handling, idle.
-MOMENTS: list[Callable[[], Awaitable[object]]] = [
+MOMENTS: list[Moment] = [
     *[lambda count=count: turns(count) for count in (0, 1, 3, 10, 40)],  # type: ignore[misc]
     *[lambda: anyio.sleep(random.uniform(0.0, 0.02)) for _ in range(9)],
 ]
 
 
-async def consume_until(
-    queue: RedisMessageQueue, work: Work, moment: Callable[[], Awaitable[object]]
-) -> None:
+async def consume_until(queue: RedisMessageQueue, work: Work, moment: Moment) -> None:
     """Cancel once."""
     task = asyncio.create_task(queue.consume(work, concurrency=3))
     await moment()
@@ -64,7 +65,7 @@ async def consume_until(
 
 
 async def consume_until_twice(
-    queue: RedisMessageQueue, work: Work, moment: Callable[[], Awaitable[object]]
+    queue: RedisMessageQueue, work: Work, moment: Moment
 ) -> None:
     """Cancel, and again soon after."""
     task = asyncio.create_task(queue.consume(work, concurrency=3))
@@ -77,7 +78,7 @@ async def consume_until_twice(
 
 
 async def consume_until_often(
-    queue: RedisMessageQueue, work: Work, moment: Callable[[], Awaitable[object]]
+    queue: RedisMessageQueue, work: Work, moment: Moment
 ) -> None:
     """Cancel again and again, as somebody does who has no patience."""
     task = asyncio.create_task(queue.consume(work, concurrency=3))
@@ -90,7 +91,7 @@ async def consume_until_often(
 
 
 async def consume_in_scope(
-    queue: RedisMessageQueue, work: Work, moment: Callable[[], Awaitable[object]]
+    queue: RedisMessageQueue, work: Work, moment: Moment
 ) -> None:
     """Cancel the scope of a task group around it."""
     async with anyio.create_task_group() as tasks:
@@ -99,9 +100,7 @@ async def consume_in_scope(
         tasks.cancel_scope.cancel()
 
 
-async def consume_within(
-    queue: RedisMessageQueue, work: Work, moment: Callable[[], Awaitable[object]]
-) -> None:
+async def consume_within(queue: RedisMessageQueue, work: Work, moment: Moment) -> None:
     """Give it a time limit."""
     begun = asyncio.get_running_loop().time()
     await moment()
@@ -111,9 +110,7 @@ async def consume_within(
             await queue.consume(work, concurrency=3)
 
 
-async def in_a_block(
-    queue: RedisMessageQueue, work: Work, moment: Callable[[], Awaitable[object]]
-) -> None:
+async def in_a_block(queue: RedisMessageQueue, work: Work, moment: Moment) -> None:
     """Cancel the task that has a consumer's block open."""
 
     async def application() -> None:
@@ -128,7 +125,7 @@ async def in_a_block(
 
 
 async def in_the_background(
-    queue: RedisMessageQueue, work: Work, moment: Callable[[], Awaitable[object]]
+    queue: RedisMessageQueue, work: Work, moment: Moment
 ) -> None:
     """Cancel the task that has `consuming()` open, twice."""
     own = RedisMessageQueue(queue.name, queue.channel.connection)
@@ -147,9 +144,7 @@ async def in_the_background(
         await task
 
 
-async def pulling(
-    queue: RedisMessageQueue, work: Work, moment: Callable[[], Awaitable[object]]
-) -> None:
+async def pulling(queue: RedisMessageQueue, work: Work, moment: Moment) -> None:
     """Cancel the task that pulls."""
 
     async def application() -> None:
@@ -177,11 +172,12 @@ WAYS = [
 ]
 
 
-@pytest.mark.parametrize("way", WAYS)
-async def test_cancelling_at_any_moment_hands_everything_back(
-    queue: RedisMessageQueue, look: Client, way: Callable[..., Awaitable[None]]
+async def stop_at_every_moment(
+    queue: RedisMessageQueue,
+    look: Client,
+    consume: Callable[[Work, Moment], Awaitable[None]],
 ) -> None:
-    """Nothing is pending, the name is gone; the next consumer has the rest at once, untried."""
+    """Check that nothing is pending and no name is left; the next has the rest at once, untried."""
     stream = queue._require_stream()
     group = f"{queue.name}_group"
     for moment in MOMENTS:
@@ -189,7 +185,7 @@ async def test_cancelling_at_any_moment_hands_everything_back(
         await hand_back(stream, look, group, 6)
         work = Work()
 
-        await way(queue, work, moment)
+        await consume(work, moment)
 
         after = await left(look, queue.name)
         assert (after.pending, after.pending_lane, after.names) == (0, 0, ())
@@ -201,6 +197,58 @@ async def test_cancelling_at_any_moment_hands_everything_back(
         assert sorted(work.finished + rest.bodies) == list(range(12))
         assert work.attempts <= {1}
         assert await left(look, queue.name) == NOTHING
+
+
+@pytest.mark.parametrize("way", WAYS)
+async def test_cancelling_at_any_moment_hands_everything_back(
+    queue: RedisMessageQueue, look: Client, way: Callable[..., Awaitable[None]]
+) -> None:
+    """Whatever way it is cancelled."""
+    await stop_at_every_moment(queue, look, partial(way, queue))
+
+
+async def forgets(consuming: asyncio.Task[None]) -> None:
+    """Leave the task to the end of the program."""
+
+
+async def cancels(consuming: asyncio.Task[None]) -> None:
+    """Cancel the task and do not wait for it."""
+    consuming.cancel()
+
+
+async def cancels_a_little_before(consuming: asyncio.Task[None]) -> None:
+    """Cancel the task, and let the program end while it hands back."""
+    consuming.cancel()
+    await turns(random.choice([1, 2, 3, 5, 8]))
+
+
+# What anyio was given and has not begun when it is cancelled.
+@pytest.mark.filterwarnings("ignore:coroutine .* was never awaited:RuntimeWarning")
+@pytest.mark.parametrize("leave", [forgets, cancels, cancels_a_little_before])
+async def test_the_end_of_the_program_at_any_moment_hands_everything_back(
+    queue: RedisMessageQueue,
+    look: Client,
+    deployment: Deployment,
+    leave: Callable[[asyncio.Task[None]], Awaitable[None]],
+) -> None:
+    """`asyncio.run` cancels every task that its program has left, those inside of ours as well."""
+    loop = type(asyncio.get_running_loop())
+
+    async def program(work: Work, moment: Moment) -> None:
+        own = RedisMessageQueue(queue.name, deployment.url)
+        await own.initialize()
+        consuming = asyncio.create_task(own.consume(work, concurrency=3))
+        await moment()
+        await leave(consuming)
+
+    def run(work: Work, moment: Moment) -> None:
+        with asyncio.Runner(loop_factory=loop) as runner:
+            runner.run(program(work, moment))
+
+    async def consume(work: Work, moment: Moment) -> None:
+        await to_thread.run_sync(run, work, moment)
+
+    await stop_at_every_moment(queue, look, consume)
 
 
 async def test_a_stopped_consumer_hands_back_at_once(
