@@ -11,6 +11,7 @@ from anyio import fail_after, move_on_after
 from redis.asyncio import Redis
 
 from aioredismq import (
+    ConnectionLostError,
     Consumer,
     ConsumerConfig,
     Message,
@@ -27,6 +28,7 @@ from aioredismq import _reporter as room_of_reporter
 from aioredismq._bell import Bell
 from aioredismq._clock import elapsed
 from aioredismq._keys import QueueKeys
+from aioredismq._member import Member
 from tests.looking import AT_ONCE, NOTHING, Handled, Left, Messages, left
 from tests.support import eventually
 
@@ -573,3 +575,31 @@ async def test_a_task_of_it_that_others_cancel_ends_it_with_an_error(
 
         with pytest.raises(MessageQueueError, match="cancelled by others"):
             await consumer.wait()
+
+
+async def test_what_has_expired_is_not_handled_when_no_look_succeeds(
+    url: str, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The look into the lane tells the time, and reading does not wait for one that fails."""
+
+    async def fail(self: Member, room: int) -> Taken:
+        raise ConnectionLostError("for a while")
+
+    monkeypatch.setattr(Member, "take", fail)
+    handled = Handled()
+    async with opened(url, name) as queue:
+        await queue.produce("late", expires=0.001)
+        await queue.produce("in time", expires=600)
+        await asyncio.sleep(0.01)
+        async with Consumer(queue, handled):
+            await handled.until(1)
+            await eventually(lambda: has_dead(queue, 1))
+
+        assert handled.bodies == ["in time"]
+        [letter] = await queue.dead_letters.list(reason="expired")
+        assert letter.body == "late"
+
+
+async def has_dead(queue: RedisMessageQueue, count: int) -> bool:
+    """Say whether there are so many dead letters."""
+    return await queue.dead_letters.count() == count

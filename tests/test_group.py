@@ -38,8 +38,14 @@ class Reading:
         self.stream: Stream = queue._require_stream()
         self.member = Member(self.stream, name, ONE)
         self.held = Held()
+        self.times: list[float] = []
         self.group = Group(
-            self.stream, queue.channel, self.member, self.held, latest=latest
+            self.stream,
+            queue.channel,
+            self.member,
+            self.held,
+            latest=latest,
+            set_clock=self.times.append,
         )
 
 
@@ -156,3 +162,23 @@ async def test_copies_of_the_originals_failures_are_said(
 
     [said] = [record.getMessage() for record in caplog.records]
     assert said.startswith(f"failover_{name} has copies of earlier failures, 1 of them")
+
+
+async def test_the_servers_time_is_known_from_the_start(
+    queue: RedisMessageQueue, client: Redis
+) -> None:
+    """Nothing can be called expired without it."""
+    reading = Reading(queue)
+    before = await _time(client)
+
+    await reading.group.open()
+    await reading.group.mend()
+
+    after = await _time(client)
+    assert [before <= told <= after for told in reading.times] == [True, True]
+
+
+async def _time(client: Redis) -> float:
+    """Give the server's time, in whole milliseconds as scripts see it."""
+    seconds, microseconds = await client.time()
+    return float(seconds) + microseconds // 1000 / 1000

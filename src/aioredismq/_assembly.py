@@ -80,12 +80,17 @@ class Assembly:
         self._fail = fail
         self._is_cancelled = is_cancelled
         self.held = Held()
+        self._clock = ServerClock(set_ahead=lambda: self._lease.doubt())
         self._group = Group(
-            stream, channel, member, self.held, latest=config.start == "latest"
+            stream,
+            channel,
+            member,
+            self.held,
+            latest=config.start == "latest",
+            set_clock=self._clock.set,
         )
         self.failed = 0
         """Messages that have failed for good, since the start."""
-        self._clock = ServerClock(set_ahead=lambda: self._lease.doubt())
         self._reporter = Reporter(config.failover_callback)
         self._settler = settler = Settler(
             member,

@@ -6,6 +6,8 @@ import logging
 from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from ._channel import Channel
     from ._held import Held
     from ._member import Member
@@ -28,6 +30,7 @@ class Group:
         held: Held,
         *,
         latest: bool,
+        set_clock: Callable[[float], None],
     ) -> None:
         """Nothing is made before `open()`.
 
@@ -37,12 +40,14 @@ class Group:
             member: The consumer in it.
             held: What that one holds, and keeps when the group is made again.
             latest: Whether a new group begins behind what is stored.
+            set_clock: Told the server's time whenever it is known.
         """
         self._stream = stream
         self._channel = channel
         self._member = member
         self._held = held
         self._latest = latest
+        self._set_clock = set_clock
         self._generation: Generation | None = None
 
     async def open(self) -> None:
@@ -80,7 +85,7 @@ class Group:
             self._generation = await self._stream.generation(known, group)
 
     async def _make(self, how: Literal["new", "again"]) -> Generation:
-        return await self._stream.open_group(
+        generation = await self._stream.open_group(
             self._member.group,
             latest=self._latest,
             how=how,
@@ -90,6 +95,8 @@ class Group:
             beside=self._channel.groups - {self._member.group},
             rules=self._channel.rules,
         )
+        self._set_clock(generation.server_time)
+        return generation
 
     async def _report_failover_copies(self) -> None:
         """Say what the JavaScript library has put aside; the failures themselves still wait.

@@ -61,11 +61,14 @@ class Generation:
         queue: Of the queue.
         group: Of the group; empty for none.
         made: Whether the group was made by this call.
+        server_time: When it was asked for by the server's clock, in seconds since the epoch; 0 when
+            the server has not told.
     """
 
     queue: str
     group: str
     made: bool = field(default=False, compare=False)
+    server_time: float = field(default=0.0, compare=False)
 
 
 class Stream:
@@ -146,7 +149,8 @@ class Stream:
             raise QueueMismatchError(msg)
         if reply[0] == b"deleted":
             raise self._deleted(name)
-        return Generation(reply[0].decode(), reply[1].decode(), made=bool(reply[2]))
+        of_queue, of_group, made, now = reply
+        return Generation(of_queue.decode(), of_group.decode(), bool(made), now / 1000)
 
     async def generation(self, known: Generation, group: str) -> Generation:
         """Say which life the queue and a group are in now; the known one where there is none.

@@ -15,7 +15,7 @@
 -- ARGV[9..] for each group beside it: name, generation, as ARGV[4]; then rules: name, value, …
 -- With `again`, where no group is left at all, those beside it are made in the same step: or what this
 -- one settles before they are there would be taken off, and they would never see it.
--- Returns {generation of the queue, generation of the group, 1 when the group was made, else 0},
+-- Returns {generation of the queue, generation of the group, 1 when the group was made, else 0, the time},
 -- {'mismatch', name, value in force}, or {'deleted'}: a generation was ended on purpose.
 local rules = 9 + 2 * (#KEYS - 4)
 for i = rules, #ARGV, 2 do
@@ -25,6 +25,7 @@ end
 local marks = redis.call('HMGET', KEYS[3], ARGV[3], ARGV[4])
 if marks[1] or marks[2] then return {'deleted'} end
 
+local time = redis.call('TIME')
 local stream, agreed, noted, group = KEYS[1], KEYS[2], KEYS[4], ARGV[1]
 local held = {}
 for id in string.gmatch(ARGV[8], '%S+') do held[#held + 1] = id end
@@ -151,4 +152,5 @@ if wanted then
   end
   if made == 1 and ARGV[5] == 'again' then redis.pcall('PUBLISH', ARGV[6], '') end
 end
-return {redis.call('HGET', agreed, 'generation'), generation, made}
+local now = time[1] * 1000 + math.floor(time[2] / 1000)
+return {redis.call('HGET', agreed, 'generation'), generation, made, now}
