@@ -103,7 +103,7 @@ async def test_everybody_in_doubt_may_ask_for_his_own_id() -> None:
     first = batch.waiters[2].exception()
     assert isinstance(first, PublishUncertainError)
     assert str(first).startswith("no answer: the message may or may not be stored; ")
-    answers.append(PublishUncertainError("refused", again=first.retry))
+    answers.append(PublishUncertainError("refused", first.retry_batch, 2))
     with pytest.raises(PublishUncertainError, match=r"^refused$") as raised:
         await first.retry()
 

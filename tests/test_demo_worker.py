@@ -85,12 +85,12 @@ async def test_a_send_without_an_answer_is_asked_for_again(failures: int) -> Non
     """Under its first identity, some times: a server that is away for a moment loses nothing."""
     asked = 0
 
-    async def again() -> str:
+    async def again() -> list[str]:
         nonlocal asked
         asked += 1
         if asked <= failures:
             raise PublishUncertainError("still no answer", again)
-        return "1-0"
+        return ["1-0"]
 
     class Doubtful:
         async def produce(self, body: object, *, headers: object) -> str:

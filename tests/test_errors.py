@@ -116,23 +116,78 @@ async def test_an_uncertain_send_is_sent_again_by_its_error() -> None:
     """`retry()` gives what the way to send again gives, however often it is called."""
     asked = []
 
-    async def again() -> str:
+    async def again() -> list[str]:
         asked.append(1)
-        return "1-0"
+        return ["1-0", "2-0"]
 
-    error = PublishUncertainError("no answer", again)
+    error = PublishUncertainError("no answer", again, 1)
 
-    assert await error.retry() == "1-0"
-    assert await error.retry() == "1-0"
-    assert len(asked) == 2
+    assert await error.retry() == "2-0"
+    assert await error.retry() == "2-0"
+    assert await error.retry_batch() == ["1-0", "2-0"]
+    assert len(asked) == 3
 
 
 def test_a_half_done_produce_many_lists_what_is_stored() -> None:
     """In order, without those that are not known to be."""
-    error = PublishManyError("2 of 4", ["1-0", None, "3-0", None], [3])
+    error = PublishManyError(
+        "2 of 5", ["1-0", None, "3-0", None, None], {range(3, 5): doubt("4-0", "5-0")}
+    )
 
     assert error.stored == ["1-0", "3-0"]
-    assert (error.ids, error.uncertain) == (["1-0", None, "3-0", None], [3])
+    assert error.ids == ["1-0", None, "3-0", None, None]
+    assert error.uncertain == [3, 4]
+
+
+def doubt(*answers: str | MessageQueueError) -> PublishUncertainError:
+    """Make a doubt that is resolved with these ids, or fails to be."""
+
+    async def again() -> list[str]:
+        for answer in answers:
+            if isinstance(answer, MessageQueueError):
+                raise answer
+        return [answer for answer in answers if isinstance(answer, str)]
+
+    return PublishUncertainError("no answer", again)
+
+
+async def test_a_half_done_produce_many_finds_out_what_became_of_the_rest() -> None:
+    """What was refused is not stored; whoever has no answer may ask again."""
+    again = doubt("7-0", "8-0")
+    error = PublishManyError(
+        "1 of 9",
+        ["0-0", *[None] * 8],
+        {
+            range(1, 3): doubt("1-0", "2-0"),
+            range(3, 5): doubt(ServerFullError("OOM")),
+            range(5, 6): doubt("5-0"),
+            range(7, 9): doubt(again),
+        },
+    )
+
+    with pytest.raises(PublishManyError, match="2 messages are in doubt still") as one:
+        await error.retry()
+
+    assert one.value.__cause__ is again
+    assert one.value.uncertain == [7, 8]
+    known = ["0-0", "1-0", "2-0", None, None, "5-0", None]
+    assert one.value.ids == [*known, None, None]
+    assert error.uncertain == [1, 2, 3, 4, 5, 7, 8]
+    assert await one.value.retry() == [*known, "7-0", "8-0"]
+
+
+async def test_what_is_too_old_to_be_asked_for_stays_in_doubt() -> None:
+    """Nobody will know; what can be known is told."""
+    late = MessageQueueError("too late")
+    error = PublishManyError(
+        "0 of 2", [None] * 2, {range(1): doubt("1-0"), range(1, 2): doubt(late)}
+    )
+
+    for _ in range(2):
+        with pytest.raises(PublishManyError, match="too late") as raised:
+            await error.retry()
+        error = raised.value
+        assert (error.ids, error.uncertain) == (["1-0", None], [1])
 
 
 def test_a_signal_carries_its_words() -> None:

@@ -591,7 +591,7 @@ async def test_a_full_server_stops_it(own_server: RedisServer, name: str) -> Non
 
 
 async def test_what_is_in_doubt_is_told(own_server: RedisServer, name: str) -> None:
-    """By its position: it may be stored or not."""
+    """By its position: it may be stored or not. Asked for again it is stored once."""
     async with (
         Redis.from_url(own_server.url, protocol=2) as client,
         producer_with(own_server.url, name, max_batch=10) as producer,
@@ -608,12 +608,20 @@ async def test_what_is_in_doubt_is_told(own_server: RedisServer, name: str) -> N
 
         with pytest.raises(PublishManyError) as raised:
             await producer.produce_many(bodies())
+        error = raised.value
+        with pytest.raises(PublishManyError, match="15 messages are in doubt still"):
+            await error.retry()
         own_server.resume()
+        ids = await error.retry()
 
-    error = raised.value
+        there = await stored(client, name)
+        assert [there[entry_id] for entry_id in ids if entry_id] == [
+            str(number) for number in range(45)
+        ]
+        assert len(there) == 45
     assert isinstance(error.__cause__, PublishUncertainError)
     assert str(error).startswith("30 of 45 messages are stored: no answer within 0.1 s")
-    assert str(error).endswith("(15 more may be)")
+    assert "(15 more may be; `await error.retry()` finds out" in str(error)
     assert error.ids[30:] == [None] * 15
     assert error.uncertain == list(range(30, 45))
     assert len(error.stored) == 30

@@ -133,14 +133,14 @@ class Batch:
     def _doubt(
         self, at: int, text: str, cause: BaseException | None, retry: Retry
     ) -> PublishUncertainError:
-        async def again() -> str:
+        async def again() -> list[str]:
             try:
-                return (await retry(self))[at]
+                return await retry(self)
             except PublishUncertainError as error:
                 cause = error.__cause__
                 raise self._doubt(at, str(error), cause, retry) from cause
 
-        doubt = PublishUncertainError(text, again)
+        doubt = PublishUncertainError(text, again, at)
         doubt.__cause__ = cause
         return doubt
 

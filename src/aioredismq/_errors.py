@@ -34,7 +34,7 @@ import re
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Sequence
+    from collections.abc import Awaitable, Callable, Mapping, Sequence
     from typing import Self
 
 
@@ -114,10 +114,19 @@ class PublishUncertainError(MessageQueueError):
     once, whichever happened the first time. Calling `produce()` again may store it twice.
     """
 
-    def __init__(self, text: str, again: Callable[[], Awaitable[str]]) -> None:
-        """Keep the way to send the same identity again."""
+    def __init__(
+        self, text: str, again: Callable[[], Awaitable[Sequence[str]]], at: int = 0
+    ) -> None:
+        """Keep the way to send the same identity again.
+
+        Args:
+            text: What is not known, and why.
+            again: Sends the whole batch again, and gives the ids of all that it has.
+            at: Which of them is the message's.
+        """
         super().__init__(text)
         self._again = again
+        self._at = at
 
     async def retry(self) -> str:
         """Send the same message under its first identity again.
@@ -130,11 +139,22 @@ class PublishUncertainError(MessageQueueError):
             MessageQueueError: The identity is too old to be recognised by the server, or the
                 server refuses the message.
         """
+        return (await self._again())[self._at]
+
+    async def retry_batch(self) -> Sequence[str]:
+        """Do as `retry` with all messages that travelled together; returns their ids, in order."""
         return await self._again()
 
 
 class PublishManyError(MessageQueueError):
     """`produce_many` stopped before its end; the cause is in `__cause__`.
+
+    `await error.retry()` finds out what became of those in doubt, without storing any twice. What
+    has no id then is not stored and may be sent anew:
+
+        except PublishManyError as error:
+            ids = await error.retry()
+            missing = [body for body, id in zip(bodies, ids) if id is None]
 
     Attributes:
         ids: For each body taken from the iterable, in order: the id it is stored under, or None
@@ -143,12 +163,46 @@ class PublishManyError(MessageQueueError):
     """
 
     def __init__(
-        self, text: str, ids: Sequence[str | None], uncertain: Sequence[int]
+        self,
+        text: str,
+        ids: Sequence[str | None],
+        doubts: Mapping[range, PublishUncertainError],
     ) -> None:
-        """Keep what is known of each body."""
+        """Keep what is known of each body.
+
+        Args:
+            text: How many are stored, and why not all.
+            ids: As the attribute.
+            doubts: Positions that travelled together and were not answered, each with its error.
+        """
         super().__init__(text)
         self.ids: list[str | None] = list(ids)
-        self.uncertain: list[int] = list(uncertain)
+        self.uncertain: list[int] = [at for positions in doubts for at in positions]
+        self._doubts = dict(doubts)
+
+    async def retry(self) -> list[str | None]:
+        """Send what is in doubt under its first identity again, one batch after the other.
+
+        Returns:
+            `ids` as they are known now; None is what is not stored: it was not sent, or refused.
+
+        Raises:
+            PublishManyError: Some are in doubt still, for the reason in `__cause__`; this error's
+                `retry()` is safe again, unless that says that it is too late.
+        """
+        ids, doubts = self.ids.copy(), self._doubts.copy()
+        for positions, doubt in self._doubts.items():
+            try:
+                ids[positions.start : positions.stop] = await doubt.retry_batch()
+            except ServerError:
+                pass  # refused, which is an answer: it is not stored
+            except MessageQueueError as error:
+                if isinstance(error, PublishUncertainError):
+                    doubts[positions] = error
+                text = f"{sum(map(len, doubts))} messages are in doubt still: {error}"
+                raise PublishManyError(text, ids, doubts) from error
+            del doubts[positions]
+        return ids
 
     @property
     def stored(self) -> list[str]:

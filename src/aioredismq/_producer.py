@@ -221,7 +221,7 @@ class _Run:
         self._times = times
         self._under_way: deque[tuple[int, asyncio.Future[list[str]]]] = deque()
         self._ids: list[str | None] = []
-        self._uncertain: list[int] = []
+        self._doubts: dict[range, PublishUncertainError] = {}
         self._may_pause = may_pause
         self._begun = 0
         self._seen = (0, 0)
@@ -300,7 +300,8 @@ class _Run:
         except MessageQueueError as error:
             self._under_way.popleft()
             if isinstance(error, PublishUncertainError):
-                self._uncertain += range(len(self._ids), len(self._ids) + count)
+                positions = range(len(self._ids), len(self._ids) + count)
+                self._doubts[positions] = error
             self._ids += [None] * count
             raise
         self._under_way.popleft()
@@ -317,9 +318,12 @@ class _Run:
         self._ids += [None] * (taken - len(self._ids))
         stored = len(self.stored)
         text = f"{stored} of {len(self._ids)} messages are stored: {cause}"
-        if self._uncertain:
-            text += f" ({len(self._uncertain)} more may be)"
-        return PublishManyError(text, self._ids, self._uncertain)
+        if self._doubts:
+            text += (
+                f" ({sum(map(len, self._doubts))} more may be; `await error.retry()` finds out "
+                "without storing any twice)"
+            )
+        return PublishManyError(text, self._ids, self._doubts)
 
 
 def _is_failed(one: tuple[int, asyncio.Future[list[str]]]) -> bool:

@@ -401,6 +401,7 @@ async def fail(queue: RedisMessageQueue) -> str | list[str]:
     except PublishManyError as error:
         assert_type(error.ids, list[str | None])
         assert_type(error.uncertain, list[int])
+        assert_type(await error.retry(), list[str | None])
         return error.stored
     except PoolTooSmallError as error:
         assert_type(error.available, int)
