@@ -496,6 +496,40 @@ async def test_what_waits_is_not_started_when_somebody_else_has_had_it(
     assert len(ran) == len(set(ran)) == 2000 - len(stolen)
 
 
+@pytest.mark.parametrize("is_stolen", [False, True])
+async def test_what_was_long_on_its_way_is_asked_for_before_it_starts(
+    url: str, name: str, client: Redis, is_stolen: bool
+) -> None:
+    """Redis has handed it out, and the answer was not read for longer than a lease lasts.
+
+    As when the process stood still just then. Whether it is still ours, only Redis knows.
+    """
+    handled = Handled()
+    config = ConsumerConfig(visibility_timeout=0.5)
+    async with opened(url, name) as queue, Consumer(queue, handled, config) as consumer:
+        reader = inside(consumer)._reader
+        await eventually(lambda: reader.asked > 0)
+        assert reader._wire is not None
+        reader._wire._transport.pause_reading()
+        message_id = await queue.produce("late")
+
+        async def is_pending() -> bool:
+            return (await left(client, name)).pending == 1
+
+        await eventually(is_pending)
+        if is_stolen:
+            await client.xclaim(name, consumer.group, "another", 0, [message_id])
+            await client.xack(name, consumer.group, message_id)
+            await client.xdel(name, message_id)
+        await asyncio.sleep(0.6)
+        reader._wire._transport.resume_reading()
+
+        await queue.produce("in time")
+        await eventually(lambda: "in time" in handled.bodies)
+
+    assert handled.bodies == (["in time"] if is_stolen else ["late", "in time"])
+
+
 async def test_when_the_servers_clock_was_set_ahead_nothing_is_claimed_for_a_while(
     url: str, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -114,3 +114,14 @@ def test_what_comes_again_is_told_apart_from_what_is_new() -> None:
     held.drop([b"1-0"], in_lane=False)
     assert held.add([first]) == [first]
     assert held.renewed_at(b"1-0", in_lane=False) is not None
+
+
+def test_what_was_asked_for_long_ago_shortens_what_is_sound() -> None:
+    """It may have been handed out at once; what was asked for later lengthens nothing."""
+    held = Held(lease=30.0)
+    held.sound_until = 100.0
+
+    held.come_late(65.0)
+    assert held.sound_until == 95.0
+    held.come_late(75.0)
+    assert held.sound_until == 95.0

@@ -52,7 +52,7 @@ class Leasing:
         """Nothing is renewed before `run()`."""
         self.stream = stream
         self.client = client
-        self.held = Held()
+        self.held = Held(visibility)
         self.lost: list[tuple[bytes, bool]] = []
         self.settling: set[bytes] = set()
         self.runs = True
@@ -297,6 +297,53 @@ async def test_leases_are_sound_until_they_would_have_run_out(
 
         left = work.held.sound_until - elapsed()
         assert 0 < left <= VISIBILITY
+
+
+async def test_what_comes_late_during_a_renewal_is_renewed_before_leases_are_sound(
+    url: str, name: str, client: Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It waited while the process stood still, and is read after the first answer."""
+    async with leasing(url, name, client) as work:
+        await work.hold()
+        [late] = await deliver(work.stream, client, GROUP, ONE, b"late")
+        await work.steal(late)
+        coming = [late]
+        renew = work.member.renew
+
+        async def and_then_it_comes(ids: list[bytes], *, in_lane: bool) -> list[bytes]:
+            lost = await renew(ids, in_lane=in_lane)
+            if coming:
+                work.held.come_late(elapsed() - VISIBILITY - 1)
+                work.held.add([coming.pop()])
+            return lost
+
+        monkeypatch.setattr(work.member, "renew", and_then_it_comes)
+        await work.lease._renew_all()
+
+        assert work.lost == [(late.id, False)]
+        assert work.held.sound_until > elapsed()
+
+
+async def test_what_was_long_on_its_way_is_sound_for_the_rest_of_its_lease(
+    url: str, name: str, client: Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A renewal that had begun before it came has not renewed it."""
+    async with leasing(url, name, client, 60.0) as work:
+        await work.hold()
+        asked = elapsed() - 30
+        renew = work.member.renew
+
+        async def and_then_it_comes(ids: list[bytes], *, in_lane: bool) -> list[bytes]:
+            work.held.come_late(asked)
+            return await renew(ids, in_lane=in_lane)
+
+        monkeypatch.setattr(work.member, "renew", and_then_it_comes)
+        await work.lease._renew_all()
+        assert work.held.sound_until == asked + 60
+        monkeypatch.setattr(work.member, "renew", renew)
+        await work.lease._renew_all()
+
+        assert work.held.sound_until > asked + 80
 
 
 async def test_what_was_settled_while_the_server_was_asked_is_not_lost(

@@ -79,7 +79,7 @@ class Assembly:
         self._member = member = Member(stream, group, consumer)
         self._fail = fail
         self._is_cancelled = is_cancelled
-        self.held = Held()
+        self.held = Held(config.visibility_timeout)
         self._clock = ServerClock(set_ahead=lambda: self._lease.doubt())
         self._group = Group(
             stream,

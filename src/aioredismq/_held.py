@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -19,10 +20,11 @@ class Held:
     Times are seconds by `elapsed`.
     """
 
-    __slots__ = ("_lane", "_lookers", "_lost", "_stream", "sound_until")
+    __slots__ = ("_lane", "_lease", "_lookers", "_lost", "_stream", "sound_until")
 
-    def __init__(self) -> None:
-        """Nothing is held."""
+    def __init__(self, lease: float = math.inf) -> None:
+        """Nothing is held; a lease lasts so many seconds, if it is not renewed."""
+        self._lease = lease
         self._stream: dict[bytes, float] = {}
         self._lane: dict[bytes, float] = {}
         self._lookers: list[set[tuple[bytes, bool]]] = []
@@ -47,6 +49,14 @@ class Held:
             self._lost.difference_update((entry_id, in_lane) for entry_id in ids)
         held.update(dict.fromkeys(ids, elapsed()))
         return entries
+
+    def come_late(self, asked: float) -> None:
+        """Note, before it is added, that what has come was asked for then.
+
+        Redis may have handed it out at once, and the answer waited here while the process stood
+        still: its lease may have run out before anybody has seen it.
+        """
+        self.sound_until = min(self.sound_until, asked + self._lease)
 
     def lose(self, entry_id: bytes, *, in_lane: bool) -> bool:
         """Note that a held entry is somebody else's now; False when that was known."""

@@ -145,13 +145,16 @@ class Lease:
                 await self._renew_all()
 
     async def _renew_all(self) -> None:
-        begun = elapsed()
+        begun, known = elapsed(), self._held.sound_until
         sound_until = begun + 3 * self._period
         try:
             renewed = await self._renew_held(set())
-            if begun > self._held.sound_until:
-                # What was on its way here when everything stood still has come meanwhile.
-                await self._renew_held(renewed)
+            while begun > self._held.sound_until:
+                # What was on its way here when everything stood still comes meanwhile.
+                late = await self._renew_held(renewed)
+                if not late:
+                    break
+                renewed |= late
         except FATAL:
             raise
         except ServerError as error:
@@ -161,6 +164,10 @@ class Lease:
             self.doubt()
             self._due = elapsed() + min(1.0, self._period)
         else:
+            now_sound = self._held.sound_until
+            if begun <= now_sound < known:
+                # What has come meanwhile, and was not renewed, was long on its way.
+                sound_until = min(sound_until, now_sound)
             self._held.sound_until = sound_until
             self._renewed.set()
             now = elapsed()

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from anyio import move_on_after
 
+from ._clock import elapsed
 from ._errors import ConnectionLostError, ServerFullError, ServerNotReadyError
 
 if TYPE_CHECKING:
@@ -134,8 +135,10 @@ class Promoter:
             room = self._room()
             if room < 1:
                 continue
+            asked = elapsed()
             taken = await self._member.take(room)
             if taken.entries:
+                self._held.come_late(asked)
                 self._deliver(taken.entries)
             self._next_due = taken.next_due
             self._set_clock(taken.server_time)

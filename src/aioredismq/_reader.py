@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from anyio import current_effective_deadline, move_on_after
 
+from ._clock import elapsed
 from ._errors import (
     FATAL,
     CommandRefusedError,
@@ -203,12 +204,14 @@ class Reader:
         self._reply = loop.create_future()
         self._wire.submit(command, lambda answer: _resolve(self._reply, answer))
         self._blocked, self._asked = True, count
+        asked = elapsed()
         try:
             answer = await self._answered(loop)
         finally:
             self._blocked, self._asked = False, 0
         entries = self._member.read_entries(answer)
         if entries:
+            self._held.come_late(asked)
             self._deliver(entries)
 
     async def _answered(self, loop: asyncio.AbstractEventLoop) -> object:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Literal, TypeAlias
 
 from anyio import move_on_after
 
+from ._clock import elapsed
 from ._errors import (
     CommandRefusedError,
     ConnectionLostError,
@@ -234,6 +235,7 @@ class Recoverer:
             self._held.looking(in_lane=False) as in_stream,
             self._held.looking(in_lane=True) as in_lane,
         ):
+            asked = elapsed()
             found = await self._member.recover(
                 visibility_timeout=self._visibility_timeout,
                 take_until=take_until,
@@ -243,6 +245,7 @@ class Recoverer:
             if entry is None:
                 return found
             if not (in_lane if entry.in_lane else in_stream)(entry.id):
+                self._held.come_late(asked)
                 self._held.add([entry])
                 return found
         if self._held.has(entry.id, in_lane=entry.in_lane):
