@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import anyio
 import pytest
 
-from tests.support import Deployment, choose_servers, eventually
+from tests.support import Deployment, choose_servers, eventually, watched
 
 if TYPE_CHECKING:
     from redis.asyncio import Redis
@@ -72,6 +74,33 @@ async def test_what_stays_false_fails_and_is_named() -> None:
     """The condition itself is the message."""
     with pytest.raises(AssertionError, match=r"not true after 0\.01 s: .*1 > 2"):
         await eventually(lambda: 1 > 2, limit=0.01)
+
+
+async def test_a_moment_in_which_nothing_runs_is_not_waited_out() -> None:
+    """What is waited for could not come true in it, and may right afterwards."""
+    comes_true = iter([False, False, False, True])
+
+    def is_true() -> bool:
+        time.sleep(0.3)
+        return next(comes_true)
+
+    await eventually(is_true, limit=0.5)
+
+
+async def test_standstills_are_taken_off_a_time() -> None:
+    """As much of each as lies in it; what passed while the process ran counts."""
+    async with watched() as standstills:
+        begun = time.monotonic()
+        await anyio.sleep(0.1)
+        stands = time.monotonic()
+        time.sleep(0.5)  # noqa: ASYNC251 -- what a busy machine does
+        goes_on = time.monotonic()
+        assert standstills.passed(stands, goes_on) < 0.1
+
+    assert goes_on - stands >= 0.5
+    assert 0.09 < standstills.passed(begun, goes_on) <= goes_on - begun - 0.45
+    assert standstills.passed(stands + 0.1, stands + 0.3) < 0.01
+    assert standstills.passed(begun, begun + 0.05) == pytest.approx(0.05)
 
 
 async def test_a_plain_client_looks_in_from_outside(
