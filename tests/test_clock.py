@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 def test_what_has_elapsed_counts_the_sleep_of_the_machine() -> None:
     """As far as the system can tell; what an event loop shows is never ahead of it."""
-    began, loop_began = elapsed(), time.monotonic()
+    loop_began, began = time.monotonic(), elapsed()
 
     passed, loop_passed = elapsed() - began, time.monotonic() - loop_began
 

@@ -163,7 +163,7 @@ async def test_a_cancelled_start_leaves_nothing_running(body: Body) -> None:
 async def test_a_start_that_is_cancelled_twice_does_not_wait(body: Body) -> None:
     """Whoever is in such a hurry leaves the body to its own clean-up."""
     body.may_be_ready.clear()
-    body.farewell = 0.03
+    body.farewell = 0.3
     host = Host("host", body)
 
     await cancel_start(host, body, times=2)
