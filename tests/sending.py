@@ -84,9 +84,9 @@ def be_patient(batcher: Batcher) -> None:
     batcher._config = ProducerConfig()
 
 
-def be_hasty(batcher: Batcher) -> None:
+def be_hasty(batcher: Batcher, seconds: float = 0.1) -> None:
     """Let everything from now on be given up soon."""
-    batcher._config = ProducerConfig(produce_timeout=0.1)
+    batcher._config = ProducerConfig(produce_timeout=seconds)
     if batcher._timer is not None:  # armed for the first deadline, which was later
         batcher._timer.cancel()
         batcher._timer = None

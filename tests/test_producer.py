@@ -24,6 +24,7 @@ from aioredismq import (
     WrongKeyTypeError,
     WrongLoopError,
 )
+from aioredismq import _producer as room_of_producer
 from aioredismq._codec import MOST_HEADERS
 from aioredismq.testing import FaultyLine
 from tests.sending import be_hasty, remembered, script_calls, stored
@@ -272,7 +273,7 @@ async def test_several_chunks_are_on_their_way_at_once(
     async with producer_with(own_server.url, name, max_batch=10) as producer:
         own_server.pause()
         task = asyncio.create_task(producer.produce_many(bodies()))
-        await eventually(lambda: len(taken) > 30)
+        await eventually(lambda: len(taken) >= 40)
         await asyncio.sleep(0.02)
         taken_while_nothing_is_answered = len(taken)
         own_server.resume()
@@ -346,9 +347,10 @@ async def test_what_a_source_has_given_is_sent_when_it_pauses(
 
 
 async def test_a_source_that_never_pauses_fills_its_chunks(
-    producer: Producer, client: Redis
+    producer: Producer, client: Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """However long it takes to give them."""
+    monkeypatch.setattr(room_of_producer, "_PAUSE", 0.3)  # the machine may pause
 
     async def bodies() -> AsyncIterator[int]:
         for number in range(1000):
@@ -719,7 +721,7 @@ async def test_an_interrupted_close_still_disconnects(
     """What was not answered is in doubt."""
     connection = Connection(own_server.url)
     producer = Producer(
-        RedisMessageQueue(name, connection), ProducerConfig(produce_timeout=0.2)
+        RedisMessageQueue(name, connection), ProducerConfig(produce_timeout=2)
     )
     await producer.open()
     own_server.pause()
