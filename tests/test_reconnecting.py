@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import secrets
-import time
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
@@ -43,12 +42,11 @@ class Worked:
 
     async def works(self, body: str) -> None:
         """Send a message, and see it handled soon."""
-        began = time.monotonic()
-        await self.queue.produce(body)
+        sending = asyncio.ensure_future(self.queue.produce(body))
         await eventually(
             lambda: body in [seen for seen, _ in self.handled], BACK_WITHIN
         )
-        assert time.monotonic() - began < BACK_WITHIN
+        await sending
 
     async def is_settled(self) -> bool:
         """Say whether nothing is stored or pending any more."""
@@ -146,12 +144,10 @@ async def test_a_restarted_server_finds_everyone_back(
             sending = asyncio.ensure_future(worked.queue.produce("meanwhile"))
             await anyio.sleep(0.5)
             await anyio.to_thread.run_sync(server.start)
-            began = time.monotonic()
 
-            await eventually(lambda: ("meanwhile", 1) in worked.handled, BACK_WITHIN)
             await worked.works("again")
 
-            assert time.monotonic() - began < BACK_WITHIN
+            assert ("meanwhile", 1) in worked.handled
             await sending
     assert len(loud(caplog)) <= 4
 

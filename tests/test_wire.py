@@ -41,7 +41,7 @@ async def wired(
         yield wire
     finally:
         wire.close()
-        async with asyncio.timeout(1):
+        async with asyncio.timeout(8):
             await gone(writer)
 
 
@@ -70,7 +70,7 @@ async def line(url: str) -> AsyncIterator[FaultyLine]:
 async def outcome(future: asyncio.Future[Any]) -> object:
     """Wait for a reply or its error."""
     try:
-        async with asyncio.timeout(2):
+        async with asyncio.timeout(8):
             return await future
     except ServerError as error:
         return error
@@ -316,11 +316,11 @@ async def test_silence_is_no_matter_while_nothing_is_due(
     url: str, client: Redis, name: str
 ) -> None:
     """A wire may idle for as long as it likes, and is measured anew when it is used again."""
-    async with wired(url, reply_timeout=0.9) as wire:
+    async with wired(url, reply_timeout=3.0) as wire:
         await wire.call("PING")
-        await anyio.sleep(0.75)
+        await anyio.sleep(2.5)
         waiting = wire.call("BLPOP", name, 0)
-        await anyio.sleep(0.3)
+        await anyio.sleep(0.8)
         await client.rpush(name, 1)
 
         assert await outcome(waiting) == [name.encode(), b"1"]
@@ -330,10 +330,10 @@ async def test_a_slow_server_that_makes_progress_is_not_dead(
     url: str, client: Redis, name: str
 ) -> None:
     """Each reply begins the time anew: what counts is silence, not work."""
-    async with wired(url, reply_timeout=0.9) as wire:
+    async with wired(url, reply_timeout=3.0) as wire:
         replies = [wire.call("BLPOP", name, 0) for _ in range(4)]
         for _ in replies:
-            await anyio.sleep(0.3)
+            await anyio.sleep(0.8)
             await client.rpush(name, 1)
 
         assert [await outcome(reply) for reply in replies] == [
@@ -370,9 +370,9 @@ async def test_a_peer_that_speaks_something_else_is_named_so() -> None:
 
 async def test_an_exchange_brings_the_reply(wire: Wire) -> None:
     """Or what Redis refused it with."""
-    assert await exchange(wire, "ECHO", 1, within=1.0) == b"1"
+    assert await exchange(wire, "ECHO", 1, within=8.0) == b"1"
     with pytest.raises(CommandRefusedError):
-        await exchange(wire, "NOSUCHCOMMAND", within=1.0)
+        await exchange(wire, "NOSUCHCOMMAND", within=8.0)
     assert not wire.is_lost
 
 
@@ -389,4 +389,4 @@ async def test_an_exchange_on_a_lost_wire_says_so(wire: Wire) -> None:
     wire.close()
 
     with pytest.raises(ConnectionLostError):
-        await exchange(wire, "PING", within=1.0)
+        await exchange(wire, "PING", within=8.0)
