@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
 import time
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
@@ -204,7 +205,7 @@ async def test_an_outage_ends_nothing_and_everything_is_renewed_after_it(
             await work.age(*entries)
             line.heal()
 
-            await eventually(work.is_renewed, 2)
+            await eventually(work.is_renewed)
 
 
 # Losing.
@@ -286,13 +287,13 @@ async def test_leases_are_sound_until_they_would_have_run_out(
     """Whoever waits then gets them renewed at once."""
     async with leasing(url, name, client) as work:
         assert work.held.sound_until > elapsed()
-        with fail_after(1):
+        with fail_after(8):
             await work.lease.until_sound()
         work.held.sound_until = elapsed() - 1
         work.lease._due = elapsed() + 60
 
         async with renewing(work):
-            with fail_after(2):
+            with fail_after(8):
                 await work.lease.until_sound()
 
         left = work.held.sound_until - elapsed()
@@ -389,7 +390,7 @@ async def test_nobody_waits_for_leases_that_are_renewed_no_more(
 
         work.lease.close()
 
-        with fail_after(1):
+        with fail_after(8):
             await waiting
 
 
@@ -418,15 +419,15 @@ async def test_what_remains_is_counted_from_the_last_renewal(
     url: str, name: str, client: Redis
 ) -> None:
     """From before the server was asked: it never says too much."""
-    async with leasing(url, name, client, 30.0) as work:
+    async with leasing(url, name, client, 300.0) as work:
         [entry] = await work.hold()
-        assert 29 < work.lease.remaining(entry) <= 30
-        work.held.renewed([entry.id], elapsed() - 20, in_lane=False)
-        assert 9 < work.lease.remaining(entry) <= 10
+        assert 290 < work.lease.remaining(entry) <= 300
+        work.held.renewed([entry.id], elapsed() - 200, in_lane=False)
+        assert 90 < work.lease.remaining(entry) <= 100
 
         assert await work.lease.extend(entry)
 
-        assert 29 < work.lease.remaining(entry) <= 30
+        assert 290 < work.lease.remaining(entry) <= 300
 
 
 async def test_extending_is_seen_by_the_server(
@@ -474,8 +475,8 @@ async def test_extending_during_an_outage_says_so(
 ) -> None:
     """The lease lasts as long as it did."""
     async with FaultyLine(url) as line, leasing(line.url, name, client, 30.0) as work:
-        monkeypatch.setattr(work.member.link, "_patience", 0.1)
         [entry] = await work.hold()
+        monkeypatch.setattr(work.member.link, "_patience", 0.1)
         line.cut()
 
         with pytest.raises(ServerError):
@@ -495,12 +496,12 @@ async def test_nothing_is_claimed_in_the_first_renewal_period(
 ) -> None:
     """The others may come back from the same outage."""
     async with leasing(url, name, client) as work, renewing(work):
-        begun = time.monotonic()
+        begun = work.lease._sound_since
         assert not work.lease.may_claim()
 
-        await eventually(work.lease.may_claim, 2)
+        await eventually(work.lease.may_claim)
 
-        assert time.monotonic() - begun >= VISIBILITY / 3 - 0.05
+        assert elapsed() - begun >= VISIBILITY / 3
 
 
 async def test_short_leases_leave_the_others_time_to_connect(
@@ -508,24 +509,24 @@ async def test_short_leases_leave_the_others_time_to_connect(
 ) -> None:
     """Who pauses for a second before it tries again is not robbed by who came first."""
     async with leasing(url, name, client, 0.5) as work, renewing(work):
-        begun = time.monotonic()
+        begun = elapsed()
 
-        await eventually(work.lease.may_claim, 3)
+        await eventually(work.lease.may_claim)
 
-        assert time.monotonic() - begun >= 1.4
+        assert elapsed() - begun >= 1.4
 
 
 async def test_a_server_that_kept_everybody_waiting_counts_as_an_outage(
     url: str, name: str, client: Redis
 ) -> None:
     """It was loading, or stopped for a moment: the others were not answered either."""
-    async with FaultyLine(url) as line, leasing(line.url, name, client, 0.9) as work:
+    async with FaultyLine(url) as line, leasing(line.url, name, client, 3.0) as work:
         await work.hold()
         await work.lease._renew_all()
         work.lease._sound_since -= 10
         assert work.lease.may_claim()
 
-        line.delay(0.3)
+        line.delay(1.1)
         await work.lease._renew_all()
 
         assert not work.lease.may_claim()
@@ -540,14 +541,14 @@ async def test_after_each_connect_one_period_is_left_to_all(
         leasing(line.url, name, client) as work,
         renewing(work),
     ):
-        await eventually(work.lease.may_claim, 2)
+        await eventually(work.lease.may_claim)
 
         line.drop()
 
-        await eventually(lambda: not work.lease.may_claim(), 2)
-        await eventually(lambda: work.member.link.is_up, 2)
+        await eventually(lambda: not work.lease.may_claim())
+        await eventually(lambda: work.member.link.is_up)
         assert not work.lease.may_claim()
-        await eventually(work.lease.may_claim, 2)
+        await eventually(work.lease.may_claim)
 
 
 async def test_a_doubt_leaves_one_period_to_all_and_renews(
@@ -555,15 +556,15 @@ async def test_a_doubt_leaves_one_period_to_all_and_renews(
 ) -> None:
     """The server's clock was set ahead: every lease looks older than it is."""
     async with leasing(url, name, client) as work, renewing(work):
-        await eventually(work.lease.may_claim, 2)
+        await eventually(work.lease.may_claim)
         [entry] = await work.hold()
         await work.age(entry)
 
         work.lease.doubt()
 
         assert not work.lease.may_claim()
-        await eventually(lambda: work.lease._due > elapsed(), 2)
-        await eventually(work.lease.may_claim, 2)
+        await eventually(lambda: work.lease._due > elapsed())
+        await eventually(work.lease.may_claim)
         [pending] = await client.xpending_range(name, GROUP, "-", "+", 1)
         assert pending["time_since_delivered"] < 5_000
 
@@ -574,16 +575,16 @@ async def test_who_cannot_renew_does_not_claim(
     """The server refuses; what it refuses to us, it refuses to the others."""
     async with leasing(url, name, client) as work, renewing(work):
         await work.hold()
-        await eventually(work.lease.may_claim, 2)
+        await eventually(work.lease.may_claim)
 
         async def refuse(*_: object, **__: object) -> list[bytes]:
             raise ServerError("MISCONF not now")
 
         monkeypatch.setattr(work.member, "renew", refuse)
 
-        await eventually(lambda: not work.lease.may_claim(), 2)
+        await eventually(lambda: not work.lease.may_claim())
         monkeypatch.undo()
-        await eventually(work.lease.may_claim, 3)
+        await eventually(work.lease.may_claim)
 
 
 async def test_who_does_not_come_round_to_renewing_does_not_claim(
@@ -604,14 +605,16 @@ async def test_a_blocked_event_loop_is_warned_about_with_its_length(
 ) -> None:
     """Nothing is renewed and nothing claimed, and whoever reads the log learns why."""
     async with leasing(url, name, client, 1.2) as work, renewing(work):
-        await eventually(work.lease.may_claim, 2)
+        await eventually(work.lease.may_claim)
 
+        begun = time.monotonic()
         time.sleep(1.6)  # noqa: ASYNC251 -- what is warned about
 
-        await eventually(lambda: "event loop was blocked" in caplog.text, 2)
-        [record] = [one for one in caplog.records if "blocked" in one.message]
-        assert any(f"{tenths / 10} s" in record.message for tenths in range(11, 18))
+        await eventually(lambda: "event loop was blocked" in caplog.text)
         assert not work.lease.may_claim()
+        took = time.monotonic() - begun
+        lengths = re.findall(r"blocked for ([\d.]+) s", caplog.text)
+        assert any(1.1 <= float(length) <= took for length in lengths)
 
 
 async def test_a_short_stall_is_not_worth_a_word(
@@ -623,7 +626,8 @@ async def test_a_short_stall_is_not_worth_a_word(
 ) -> None:
     """Garbage collection, a large JSON: every process has those."""
     monkeypatch.setattr(room_of_lease, "_TICK", 0.05)
-    async with leasing(url, name, client, 30.0) as work, renewing(work):
+    monkeypatch.setattr(room_of_lease, "_STALLED", 20.0)  # as on a busy machine
+    async with leasing(url, name, client, 300.0) as work, renewing(work):
         await asyncio.sleep(0.06)
 
         time.sleep(0.3)  # noqa: ASYNC251 -- what is let pass

@@ -85,7 +85,7 @@ async def running(work: Promoting) -> AsyncIterator[None]:
         tasks.start_soon(work.promoter.run)
         yield
         work.promoter.stop()
-        with fail_after(2):
+        with fail_after(8):
             await work.promoter.served()
 
 
@@ -113,7 +113,7 @@ async def test_it_looks_at_once_when_it_starts(
 async def test_it_looks_when_the_bell_rings(url: str, name: str, client: Redis) -> None:
     """And not before."""
     async with promoting(url, name, client) as work, running(work):
-        with fail_after(2):
+        with fail_after(8):
             await work.promoter.served()
         await work.hand_back(1)
         assert not work.brought
@@ -129,13 +129,13 @@ async def test_it_looks_when_the_next_one_is_due(
 ) -> None:
     """A timer, not a poll; the due time is the server's."""
     async with promoting(url, name, client) as work:
-        await work.hand_back(1, delay=0.15)
         begun = asyncio.get_running_loop().time()
+        await work.hand_back(1, delay=0.15)
 
         async with running(work):
             await eventually(lambda: len(work.brought) == 1)
 
-        assert asyncio.get_running_loop().time() - begun >= 0.1
+        assert asyncio.get_running_loop().time() - begun >= 0.14
         assert (await left(client, name, GROUP)).delayed == 0
 
 
@@ -145,7 +145,7 @@ async def test_it_looks_from_time_to_time_anyway(
     """A bell may be lost: the slow pulse is the net."""
     monkeypatch.setattr(room_of_promoter, "_PULSE", (0.05, 0.1))
     async with promoting(url, name, client) as work, running(work):
-        with fail_after(2):
+        with fail_after(8):
             await work.promoter.served()
 
         await work.hand_back(1)
@@ -184,7 +184,7 @@ async def test_the_lane_goes_before_the_stream(
             await asyncio.sleep(0)
             assert not waiting.done()
             work.make_room(100)
-            with fail_after(2):
+            with fail_after(8):
                 await waiting
 
         assert len(work.brought) == 10
@@ -198,7 +198,7 @@ async def test_what_a_lost_reply_left_pending_is_found(
         await work.hand_back(2)
         async with running(work):
             await eventually(lambda: len(work.brought) == 2)
-            with fail_after(2):
+            with fail_after(8):
                 await work.promoter.served()
             await work.hand_back(3)
             taken = await work.member.take(10)  # a reply nobody heard
@@ -239,7 +239,7 @@ async def test_entries_of_a_look_whose_reply_was_lost_are_found_at_once(
         promoting(line.url, name, client) as work,
         running(work),
     ):
-        with fail_after(2):
+        with fail_after(8):
             await work.promoter.served()
         await work.hand_back(3)
 
@@ -275,7 +275,7 @@ async def test_it_ends_while_it_waits_for_room(
     """Stopping closes the intake, which tells it."""
     async with promoting(url, name, client) as work:
         work.room = 0
-        with fail_after(2):
+        with fail_after(8):
             async with create_task_group() as tasks:
                 tasks.start_soon(work.promoter.run)
                 await asyncio.sleep(0)
@@ -294,7 +294,7 @@ async def test_a_bell_that_rings_after_the_stop_holds_nobody_up(
 
         work.promoter.ring()
 
-        with fail_after(1):
+        with fail_after(8):
             await work.promoter.served()
 
 
@@ -305,7 +305,7 @@ async def test_what_does_not_pass_by_itself_is_raised(
     async with promoting(url, name, client) as work:
         await client.set(work.stream.keys.lane(GROUP), "something else")
 
-        with fail_after(2), pytest.raises(WrongKeyTypeError):
+        with fail_after(8), pytest.raises(WrongKeyTypeError):
             await work.promoter.run()
 
 
@@ -317,4 +317,4 @@ async def test_each_look_tells_the_servers_time(
         await eventually(lambda: bool(work.times))
         seconds, _ = await client.time()
 
-        assert abs(work.times[-1] - seconds) < 5
+        assert abs(work.times[-1] - seconds) < 15
