@@ -26,6 +26,7 @@ from aioredismq import (
     WrongKeyTypeError,
 )
 from aioredismq import _consumer as room_of_consumer
+from aioredismq import _promoter as room_of_promoter
 from aioredismq._clock import elapsed
 from aioredismq.testing import FaultyLine
 from tests.looking import (
@@ -182,7 +183,7 @@ async def test_an_unreachable_server_is_one_clear_error(name: str) -> None:
     queue = RedisMessageQueue(name, "redis://127.0.0.1:1/0")
     consumer = Consumer(queue, Handled())
 
-    with fail_after(5), pytest.raises(ConnectionLostError):
+    with fail_after(8), pytest.raises(ConnectionLostError):
         await consumer.start()
 
     assert not consumer.is_running
@@ -250,7 +251,7 @@ async def test_a_handler_may_not_wait_for_the_end_of_its_own_consumer(
         queue.consumers.append(consumer)
         async with consumer:
             await queue.produce("the last")
-            with fail_after(5):
+            with fail_after(8):
                 await consumer.ended()
 
         assert len(refused) == 6
@@ -265,7 +266,7 @@ async def test_what_runs_too_long_is_cancelled_and_handed_back(
     handled = Handled(takes=60)
     async with opened(url, name) as queue:
         await queue.produce("stuck")
-        with fail_after(2):
+        with fail_after(8):
             async with Consumer(queue, handled, ConsumerConfig(shutdown_timeout=0.05)):
                 await handled.until(1)
         assert handled.running == 0
@@ -273,16 +274,17 @@ async def test_what_runs_too_long_is_cancelled_and_handed_back(
 
         others = Messages()
         async with Consumer(queue, others):
-            await others.until(1, limit=1)
+            await others.until(1)
 
         assert others.seen[0].attempt == 1
         assert await left(client, name) == NOTHING
 
 
 async def test_what_was_not_started_is_taken_by_another_at_once(
-    url: str, name: str, client: Redis
+    url: str, name: str, client: Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """While the first still finishes what it has begun."""
+    monkeypatch.setattr(room_of_promoter, "_PULSE", (60.0, 60.0))
     slow = Handled()
     slow.gate = asyncio.Event()
     others = Messages()
@@ -298,7 +300,7 @@ async def test_what_was_not_started_is_taken_by_another_at_once(
             first._assembly._deliver(entries)
             async with Consumer(queue, others):
                 stopping = asyncio.ensure_future(first.stop())
-                await others.until(2, limit=1)
+                await others.until(2)
                 assert not stopping.done()
                 slow.gate.set()
                 await stopping
@@ -325,7 +327,7 @@ async def test_a_handler_that_swallows_its_cancellation_may_finish(
 
     async with opened(url, name) as queue:
         await queue.produce("stubborn")
-        with fail_after(2):
+        with fail_after(8):
             async with Consumer(queue, stubborn, ConsumerConfig(shutdown_timeout=0)):
                 await eventually(started.is_set)
 
@@ -340,7 +342,7 @@ async def test_a_handler_that_cannot_be_cancelled_is_named_in_the_log(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     """Nobody can end it; it says at least what the end waits for, and the rest is handed back."""
-    monkeypatch.setattr(room_of_consumer, "_LAST_GRACE", 0.1)
+    monkeypatch.setattr(room_of_consumer, "_LAST_GRACE", 1.5)
     started, give_in = asyncio.Event(), asyncio.Event()
 
     async def stubborn(body: int) -> None:
@@ -363,7 +365,7 @@ async def test_a_handler_that_cannot_be_cancelled_is_named_in_the_log(
         assert not stopping.done()
         give_in.set()
 
-        with fail_after(2):
+        with fail_after(8):
             await stopping
 
 
@@ -375,11 +377,11 @@ async def test_a_thread_that_does_not_end_is_left_behind(
 
     def stubborn(body: object) -> None:
         started.set()
-        go_on.wait(10)
+        go_on.wait(30)
 
     async with opened(url, name) as queue:
         await queue.produce("stubborn")
-        with fail_after(2):
+        with fail_after(8):
             async with Consumer(queue, stubborn, ConsumerConfig(shutdown_timeout=0.01)):
                 await eventually(started.is_set)
         go_on.set()
@@ -400,7 +402,7 @@ async def test_cancelling_hurries_a_drain(url: str, name: str, client: Redis) ->
 
         consumer.cancel()
 
-        with fail_after(1):
+        with fail_after(8):
             await stopping
             await consumer.wait()
         assert await left(client, name) == Left(undelivered_lane=1)
@@ -417,7 +419,7 @@ async def test_a_drain_may_begin_hurried(url: str, name: str, client: Redis) -> 
 
         consumer.cancel()
 
-        with fail_after(1):
+        with fail_after(8):
             await consumer.wait()
         assert await left(client, name) == Left(undelivered_lane=1)
 
@@ -440,7 +442,7 @@ async def test_a_server_that_is_away_does_not_hold_up_the_end(
         line.cut()
         handled.gate.set()
 
-        with fail_after(3):
+        with fail_after(4.5):  # half a second before the end of the grace by default
             await consumer.stop()
             await consumer.wait()
         assert (await left(client, name)).pending == 1
@@ -483,7 +485,7 @@ async def test_what_cannot_be_mended_ends_it_and_is_raised_on_leaving(
                 await queue.produce("hello")
                 await handled.until(1)
                 await forbid(client, "xreadgroup")
-                with fail_after(5):
+                with fail_after(8):
                     await consumer.ended()
                 assert isinstance(consumer.error, PermissionDeniedError)
                 assert not consumer.is_running
@@ -509,7 +511,7 @@ async def test_an_error_in_the_block_is_not_hidden_by_what_ended_it(
         async def work() -> None:
             async with Consumer(queue, Handled()) as consumer:
                 await forbid(client, "xreadgroup")
-                with fail_after(5):
+                with fail_after(8):
                     await consumer.ended()
                 raise ZeroDivisionError
 
@@ -541,7 +543,7 @@ async def test_running_handlers_finish_when_something_else_has_ended_it(
 
             handled.gate.set()
 
-            with fail_after(7):
+            with fail_after(20):
                 await consumer.ended()
             tasks.cancel_scope.cancel()
         assert (await left(client, name)).pending == 0
@@ -565,7 +567,7 @@ async def test_a_worker_that_was_cancelled_unseen_does_not_leave_it_deaf(
         await queue.produce("hello")
 
         with (
-            fail_after(3),
+            fail_after(8),
             pytest.raises(MessageQueueError, match="cancelled the task"),
         ):
             await consumer.wait()
@@ -653,9 +655,9 @@ async def test_an_expired_message_is_not_pulled(
         await asyncio.sleep(0.01)
         async with Consumer(queue, None) as consumer:
             await eventually(lambda: has_dead_letters(client, name, 1))
-            await queue.produce("nobody came", expires=0.2)
+            await queue.produce("nobody came", expires=1.0)
             await eventually(lambda: consumer.held == 1)
-            await asyncio.sleep(0.25)
+            await asyncio.sleep(1.05)
             await queue.produce("fresh", expires=60)
             await eventually(lambda: consumer.held == 2)
 
@@ -683,7 +685,7 @@ async def test_leaving_a_pulling_consumer_hands_back_what_nobody_took(
     """At once, untried."""
     async with opened(url, name) as queue:
         await queue.produce_many(range(10))
-        with fail_after(2):
+        with fail_after(8):
             async with Consumer(queue, None, ConsumerConfig(concurrency=5)) as consumer:
                 async for message in consumer:
                     async with message:
@@ -731,7 +733,7 @@ async def test_iterations_end_when_the_consumer_stops(url: str, name: str) -> No
     async with opened(url, name) as queue:
         consumer = Consumer(queue, None)
         await consumer.start()
-        with fail_after(3):
+        with fail_after(8):
             async with create_task_group() as tasks:
                 tasks.start_soon(pull, consumer)
                 tasks.start_soon(pull, consumer)
@@ -765,7 +767,7 @@ async def test_iterations_end_although_redis_is_away_for_longer_than_a_lease(
             assert consumer._assembly is not None
             held = consumer._assembly.held
             await eventually(lambda: elapsed() > held.sound_until)
-            with fail_after(8):
+            with fail_after(20):
                 async with create_task_group() as tasks:
                     tasks.start_soon(pull, consumer)
                     await asyncio.sleep(0)
@@ -795,7 +797,7 @@ async def test_a_pulling_task_that_is_cancelled_hands_its_message_back(
 
         task.cancel()
 
-        with fail_after(2), suppress(asyncio.CancelledError):
+        with fail_after(8), suppress(asyncio.CancelledError):
             await task
         assert await left(client, name) == Left(undelivered_lane=1)
 
@@ -823,7 +825,7 @@ async def test_what_ended_a_pulling_consumer_is_raised_by_its_iteration(
         await consumer.start()
         await forbid(client, "xreadgroup")
 
-        with fail_after(5), pytest.raises(PermissionDeniedError):
+        with fail_after(8), pytest.raises(PermissionDeniedError):
             await anext(aiter(consumer))
 
         await consumer.stop()
