@@ -308,7 +308,7 @@ async def test_a_cluster_that_may_not_be_asked_is_known_by_its_slots(
     async with Connection(modest("-info")) as connection:
         for key in (f"{name}-{number}" for number in range(4)):
             link = await connection.link(key)
-            assert await link.call("EXISTS", key, patience=0.5) == 0
+            assert await link.call("EXISTS", key, patience=4.0) == 0
 
         assert connection.is_cluster
 
@@ -359,10 +359,10 @@ async def test_a_reserved_wire_allows_for_how_long_its_commands_block(
     named: str, client: Redis, name: str
 ) -> None:
     """On top of the time an answer may take."""
-    async with Connection(named, reply_timeout=0.1) as connection:
-        wire = await connection.reserve(name, longest_block=1.0)
+    async with Connection(named, reply_timeout=1.0) as connection:
+        wire = await connection.reserve(name, longest_block=20.0)
         waiting = wire.call("BLPOP", name, 0)
-        await anyio.sleep(0.3)
+        await anyio.sleep(1.3)
         await client.rpush(name, 1)
 
         assert await waiting == [name.encode(), b"1"]
@@ -376,13 +376,13 @@ async def test_the_bell_rings_wherever_it_is_rung(
     async with deployment.client() as client, Connection(deployment.url) as connection:
         await connection.link(name)
         connection.bell.add(name, rung.set)
-        await asyncio.wait_for(rung.wait(), 2)  # it listens from now on
+        await asyncio.wait_for(rung.wait(), 8)  # it listens from now on
         rung.clear()
 
         anywhere = {}
         if isinstance(client, redis.RedisCluster):
             anywhere["target_nodes"] = "random"
-        with anyio.fail_after(5):
+        with anyio.fail_after(8):
             while not rung.is_set():
                 await client.execute_command("PUBLISH", name, "", **anywhere)
                 # Nodes that met a moment ago may still drop one.
@@ -419,9 +419,9 @@ async def test_every_connection_that_is_killed_is_made_again(
     for number in await seen.numbers():
         await client.client_kill_filter(_id=number)
 
-    async with asyncio.timeout(2):
+    async with asyncio.timeout(8):
         assert await link.call("PING") == b"PONG"
-    await eventually(lambda: rung == [1, 1], limit=2)
+    await eventually(lambda: rung == [1, 1])
     await eventually(lambda: seen.are(2))
 
 
@@ -600,7 +600,7 @@ async def test_a_fork_is_told(url: str) -> None:
             [sys.executable, "-c", textwrap.dedent(FORK), url],
             capture_output=True,
             text=True,
-            timeout=20,
+            timeout=40,
             check=False,
         )
     )
@@ -643,17 +643,17 @@ async def test_everything_leaves_a_master_that_has_handed_over(
         await eventually(lambda: rung == [1])
         assert own_server.command("CLIENT", "LIST").count(f"name={label}") == 3  # type: ignore[attr-defined]
 
-        asked = asyncio.create_task(link.call("BLPOP", name, 0, patience=5.0))
+        asked = asyncio.create_task(link.call("BLPOP", name, 0, patience=9.0))
 
         await handing_over.hand_over(server)
 
         with pytest.raises(
             ConnectionLostError, match=f"master is .*:{server.port} now"
         ):
-            await asyncio.wait_for(blocked, 1)
-        await eventually(lambda: len(rung) == 2, limit=1)
+            await asyncio.wait_for(blocked, 5)
+        await eventually(lambda: len(rung) == 2, limit=5)
         await client.rpush(name, "there")
-        assert await asyncio.wait_for(asked, 1) == [name.encode(), b"there"]
+        assert await asyncio.wait_for(asked, 5) == [name.encode(), b"there"]
         assert label not in own_server.command("CLIENT", "LIST")  # type: ignore[operator]
         await eventually(lambda: seen.are(2))
     await eventually(lambda: seen.are(0))
@@ -667,7 +667,7 @@ async def failing_over(
     """Use a connection while a failover has begun whose replica stands still for the block."""
     master, replica = own.nodes
     async with Connection(
-        f"{own.url}?client_name={label}", connect_timeout=0.5
+        f"{own.url}?client_name={label}", connect_timeout=1.5
     ) as connection:
         link = await connection.link("key")
         await eventually(lambda: all(listeners(each) for each in own.sentinels))
@@ -675,7 +675,7 @@ async def failing_over(
         try:
             own.sentinels[-1].command("SENTINEL", "FAILOVER", own.service)
             await eventually(
-                lambda: label not in str(master.command("CLIENT", "LIST")), limit=2
+                lambda: label not in str(master.command("CLIENT", "LIST")), limit=4
             )
             yield link, replica
         finally:
@@ -688,14 +688,14 @@ async def test_a_master_is_left_before_the_other_one_is_promoted(
 ) -> None:
     """What is asked meanwhile waits, and is answered by the new master alone."""
     async with failing_over(own_set, label) as (link, replica):
-        asked = asyncio.create_task(link.call("INCR", "calls", patience=5.0))
+        asked = asyncio.create_task(link.call("INCR", "calls", patience=15.0))
         await anyio.sleep(0.2)
         assert not asked.done()
         assert "is to be the master" in str(link.failure)
 
         replica.resume()
 
-        assert await asyncio.wait_for(asked, 3) == 1
+        assert await asyncio.wait_for(asked, 15) == 1
     assert own_set.nodes[0].command("GET", "calls") is None
     assert replica.command("GET", "calls") == "1"
 
@@ -708,7 +708,7 @@ async def test_a_failover_that_is_aborted_leads_back(
     for each in own_set.sentinels:
         each.command("SENTINEL", "SET", own_set.service, "failover-timeout", 300)
     async with failing_over(own_set, label) as (link, _):
-        assert await asyncio.wait_for(link.call("INCR", "calls"), 3) == 1
+        assert await asyncio.wait_for(link.call("INCR", "calls"), 8) == 1
 
     assert own_set.nodes[0].command("GET", "calls") == "1"
 
@@ -720,7 +720,7 @@ async def test_a_failover_that_does_not_come_leads_back(
     """However long the replica stands still, and although nobody has aborted it."""
     monkeypatch.setattr(_sentinels, "_PATIENCE", 0.5)
     async with failing_over(own_set, label) as (link, _):
-        assert await asyncio.wait_for(link.call("INCR", "calls"), 3) == 1
+        assert await asyncio.wait_for(link.call("INCR", "calls"), 8) == 1
 
     assert own_set.nodes[0].command("GET", "calls") == "1"
 
@@ -759,7 +759,7 @@ async def test_a_lent_client_of_sentinels_follows_too(
 
         await handing_over.hand_over(server)
 
-        await eventually(lambda: seen.are(1), limit=1)
+        await eventually(lambda: seen.are(1), limit=5)
         assert await link.call("PING") == b"PONG"
         assert label not in own_server.command("CLIENT", "LIST")  # type: ignore[operator]
     await client.aclose()

@@ -693,9 +693,9 @@ async def test_dead_letters_that_have_failed_again_stay_and_do_not_come_again(
 
             await eventually(is_quiet)
             await client.xgroup_destroy(key, group)
-            await eventually(lambda: has_group(client, key), 15)
+            await eventually(lambda: has_group(client, key))
             await client.xadd(key, {"body": "4", "mq-group": f"{name}_group"})
-            await again.until(4, limit=8)
+            await again.until(4)
             tasks.cancel_scope.cancel()
         assert len(again.bodies) == 4
         assert await sweep(url, name) == 0

@@ -763,7 +763,7 @@ async def test_a_thread_that_runs_too_long_is_left_behind() -> None:
     go_on = threading.Event()
 
     def handler(body: object) -> None:
-        go_on.wait(5)
+        go_on.wait(30)
 
     begun = time.monotonic()
     outcome = await outcome_of(
@@ -774,7 +774,7 @@ async def test_a_thread_that_runs_too_long_is_left_behind() -> None:
 
     assert isinstance(outcome, Retry)
     assert "handler_timeout" in outcome.detail
-    assert took < 1
+    assert took < 15
 
 
 # Threads.
@@ -797,7 +797,7 @@ async def test_as_many_threads_run_at_once_as_the_consumer_is_wide() -> None:
     together = threading.Barrier(width)
 
     def handler(body: object) -> None:
-        together.wait(5)
+        together.wait(30)
 
     invoker, settled = make(handler, ConsumerConfig(concurrency=width, retry=AT_ONCE))
     async with create_task_group() as tasks:
@@ -845,7 +845,7 @@ async def test_a_batch_handler_may_be_a_thread_too() -> None:
 
     def handler(messages: list[Message]) -> None:
         messages[0].reject("first")
-        gate.wait(5)
+        gate.wait(30)
         messages[1].ack()
 
     invoker, settled = make(handler)
@@ -873,16 +873,14 @@ async def test_a_thread_left_behind_settles_nothing_more() -> None:
     said: list[object] = []
 
     def handler(messages: list[Message]) -> None:
-        gate.wait(5)
+        gate.wait(30)
         for message in messages:
             try:
                 message.ack()
             except MessageQueueError as error:
                 said.append(error)
 
-    invoker, settled = make(
-        handler, ConsumerConfig(handler_timeout=0.02, retry=AT_ONCE)
-    )
+    invoker, settled = make(handler, ConsumerConfig(handler_timeout=0.5, retry=AT_ONCE))
     given = [entry(number=number) for number in range(2)]
     await invoker.run(given)
     gate.set()
@@ -1036,7 +1034,7 @@ async def test_a_batch_handler_that_runs_too_long_has_failed() -> None:
         handler, ConsumerConfig(handler_timeout=0.02, retry=AT_ONCE)
     )
     first, second = entry(number=1), entry(number=2)
-    with fail_after(1):
+    with fail_after(8):
         await invoker.run([first, second])
 
     assert settled.of(first) == Ack()

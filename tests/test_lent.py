@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 def way_by(client: Client) -> LentPool | LentCluster:
     """Reach Redis by the client."""
     if isinstance(client, redis.RedisCluster):
-        return LentCluster(client, 2.0)
-    return LentPool(client, 2.0)
+        return LentCluster(client, 8.0)
+    return LentPool(client, 8.0)
 
 
 @pytest.fixture(
@@ -222,7 +222,7 @@ async def test_a_pool_leads_nobody_to_a_master_whose_failover_has_begun(
         [leader] = watched.sentinels
         asked = Sentinel([("127.0.0.1", leader.port)])
         client = asked.master_for(watched.name, max_connections=1)
-        way = LentPool(client, 2.0)
+        way = LentPool(client, 8.0)
         assert way.sentinels is not None
         address = way.sentinels.addresses[0]
         async with way.sentinels.line(address) as line:
@@ -251,7 +251,7 @@ async def test_a_pool_leads_nobody_back_after_a_handover(
         client = asked.master_for(watched.name, max_connections=1)
         await client.ping()
         [kept] = client.connection_pool._available_connections
-        way = LentPool(client, 2.0)
+        way = LentPool(client, 8.0)
         assert way.sentinels is not None
         address = way.sentinels.addresses[0]
         async with way.sentinels.line(address) as line:

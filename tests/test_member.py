@@ -171,8 +171,8 @@ async def test_taking_says_when_the_next_is_due_and_what_time_it_is(
         seconds, _ = await client.time()
         assert (taken.entries, taken.more) == ([], False)
         assert taken.next_due is not None
-        assert 29 < taken.next_due <= 30
-        assert abs(taken.server_time - seconds) < 3
+        assert 20 < taken.next_due <= 30
+        assert abs(taken.server_time - seconds) < 10
 
 
 async def test_taking_with_nothing_waiting_makes_no_key(
@@ -871,7 +871,7 @@ async def test_a_million_years_of_names_cost_one_look(
 
         assert await them.one.retire_others(inactive=0.0) == 2000
 
-        assert time.perf_counter() - begun < 1
+        assert time.perf_counter() - begun < 5
 
 
 async def test_dead_letters_are_kept_as_long_as_they_are_to_be(

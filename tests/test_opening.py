@@ -104,7 +104,7 @@ def test_an_option_that_redis_py_does_not_know_is_refused() -> None:
 
 async def test_an_opened_connection_is_ready(url: str) -> None:
     """Logged in, in its database."""
-    connection = await connected(arguments(url, 1.0), "there")
+    connection = await connected(arguments(url, 8.0), "there")
 
     await connection.send_command("PING")
     assert await connection.read_response() == b"PONG"
@@ -123,7 +123,7 @@ async def test_a_host_that_accepts_and_never_answers_is_given_up(
         with pytest.raises(ConnectionLostError, match="did not answer in time"):
             await connected(arguments(line.url + options, 0.1), "there")
 
-        assert time.monotonic() - began < 1.0
+        assert time.monotonic() - began < 5.0
 
 
 async def test_a_host_that_accepts_and_hangs_up_is_an_ordinary_failure(
@@ -137,7 +137,7 @@ async def test_a_host_that_accepts_and_hangs_up_is_an_ordinary_failure(
             with pytest.raises(
                 ConnectionLostError, match="cannot reach Redis at there"
             ):
-                await connected(arguments(line.url, 1.0), "there")
+                await connected(arguments(line.url, 8.0), "there")
 
 
 class BreaksThisMoment(redis.Connection):
@@ -151,7 +151,7 @@ class BreaksThisMoment(redis.Connection):
 
 async def test_no_error_of_a_breaking_connection_gets_through(url: str) -> None:
     """It would end whoever keeps the connection, as nobody expects it."""
-    address = {**arguments(url, 1.0), "connection_class": BreaksThisMoment}
+    address = {**arguments(url, 8.0), "connection_class": BreaksThisMoment}
 
     with pytest.raises(ConnectionLostError, match="closed=True"):
         await connected(address, "there")
@@ -172,7 +172,7 @@ async def test_who_gives_up_connecting_leaves_no_connection(url: str) -> None:
 
 async def idle(url: str, protocol: int) -> AbstractConnection:
     """Open a connection as it lies in a pool of the caller's."""
-    connection = redis.Connection(**{**arguments(url, 1.0), "protocol": protocol})
+    connection = redis.Connection(**{**arguments(url, 8.0), "protocol": protocol})
     await connection.connect()
     return connection
 
@@ -250,4 +250,4 @@ async def test_a_connection_that_is_not_open_has_no_stream(url: str) -> None:
 )
 def test_a_connection_knows_where_it_leads(url: str, expected: tuple[str, int]) -> None:
     """By a socket file, to no host."""
-    assert place_of(new_connection(arguments(url, 1.0))) == expected
+    assert place_of(new_connection(arguments(url, 8.0))) == expected

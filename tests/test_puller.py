@@ -53,7 +53,7 @@ class Pulling:
 
     async def following(self) -> Message:
         """Pull one message, which must be there soon."""
-        with fail_after(1):
+        with fail_after(8):
             message = await self.puller.following()
         assert message is not None
         return message
@@ -183,7 +183,7 @@ async def test_who_waits_for_sound_leases_is_told_of_the_end() -> None:
         await asyncio.sleep(0)
         pulling.puller.end()
         pulling.sound.set()
-        with fail_after(1):
+        with fail_after(8):
             await eventually(lambda: bool(got))
 
     assert got == [None]
@@ -298,7 +298,7 @@ async def test_a_block_that_is_cancelled_hands_its_message_back() -> None:
             handling.start_soon(handle)
             await eventually(inside.is_set)
             handling.cancel_scope.cancel()
-        with fail_after(1):
+        with fail_after(8):
             await eventually(lambda: bool(pulling.outcomes))
 
     assert pulling.outcomes == {b"1-0": Release()}

@@ -326,7 +326,7 @@ async def test_consuming_goes_on_until_it_is_cancelled(
 
     task.cancel()
 
-    with fail_after(2), pytest.raises(asyncio.CancelledError):
+    with fail_after(8), pytest.raises(asyncio.CancelledError):
         await task
     assert await left(client, queue.name) == NOTHING
 
@@ -388,7 +388,7 @@ async def test_closing_a_queue_ends_what_consumes(
     await queue.produce_many(range(5))
     await handled.until(1)
 
-    with fail_after(3):
+    with fail_after(8):
         await queue.close()
         await task
 
@@ -415,7 +415,7 @@ async def test_closing_that_is_cancelled_hands_back_and_closes(
 
         closing.cancel()
 
-        with fail_after(2):
+        with fail_after(8):
             with pytest.raises(asyncio.CancelledError):
                 await closing
             await consuming
@@ -591,7 +591,7 @@ async def test_health_shows_a_consumer_that_has_ended(
 
     await queue.destroy_group("billing")
 
-    with fail_after(8), pytest.raises(QueueDeletedError):
+    with fail_after(20), pytest.raises(QueueDeletedError):
         await task
     health = queue.health()
     assert not health.healthy

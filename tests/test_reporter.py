@@ -43,7 +43,7 @@ async def reporting(
     async with create_task_group() as tasks:
         tasks.start_soon(reporter.run)
         yield reporter
-        with fail_after(5):
+        with fail_after(8):
             await reporter.told()
         tasks.cancel_scope.cancel()
 
@@ -134,7 +134,7 @@ async def test_without_a_callback_there_is_nothing_to_tell() -> None:
     """And nothing to wait for."""
     async with reporting(None) as reporter:
         reporter.report(message(), FAILURE)
-        with fail_after(1):
+        with fail_after(8):
             await reporter.told()
 
 
@@ -152,7 +152,7 @@ async def test_a_callback_that_is_too_slow_holds_up_reading_and_misses_nothing(
         await reporter.keeps_up()
     async with create_task_group() as tasks:
         tasks.start_soon(reporter.run)
-        with fail_after(5):
+        with fail_after(8):
             await reporter.keeps_up()
             await reporter.told()
         tasks.cancel_scope.cancel()
@@ -180,7 +180,7 @@ async def test_it_holds_up_nobody_once_the_consumer_stops(
     reporter.hold_up_nobody()
     reporter.report(message(4), FAILURE)
 
-    with fail_after(1):
+    with fail_after(8):
         await reporter.keeps_up()
 
 
@@ -194,7 +194,7 @@ async def test_a_reporter_that_is_cancelled_ends() -> None:
 
     reporter = Reporter(callback)
     reporter.report(message(), FAILURE)
-    with fail_after(5):
+    with fail_after(8):
         async with create_task_group() as tasks:
             tasks.start_soon(reporter.run)
             await eventually(started.is_set)

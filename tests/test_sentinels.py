@@ -92,9 +92,9 @@ def asked(
     name: str, servers: Sequence[RedisServer], clock: Clock | None = None, **more: Any
 ) -> Sentinels:
     """Prepare to ask some sentinels for a service."""
-    shared = {**arguments("redis://127.0.0.1", 2.0), **more}
+    shared = {**arguments("redis://127.0.0.1", 8.0), **more}
     places = [{**shared, "port": each.port} for each in servers]
-    return Sentinels(name, places, 2.0, clock=clock or Clock())
+    return Sentinels(name, places, 8.0, clock=clock or Clock())
 
 
 async def told(sentinels: Sentinels, number: int = 0, *, resp3: bool = False) -> Master:
@@ -499,7 +499,7 @@ async def test_a_line_is_closed_whatever_becomes_of_it(sentinel: SentinelSet) ->
     first = sentinel.sentinels[0]
     async with FaultyLine(first.url) as way:
         sentinels = Sentinels(
-            "nobody", [{**arguments(way.url, 2.0)}], 0.1, clock=Clock()
+            "nobody", [{**arguments(way.url, 2.0)}], 1.0, clock=Clock()
         )
         with pytest.raises(ConnectionLostError, match="knows no service"):
             await told(sentinels)

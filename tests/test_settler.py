@@ -66,7 +66,7 @@ class Settling:
 
     async def flushed(self) -> None:
         """Wait until everything is answered."""
-        with fail_after(5):
+        with fail_after(8):
             await self.settler.flushed()
 
 
@@ -197,7 +197,7 @@ async def test_a_busy_stream_does_not_keep_the_lanes_acknowledgements_waiting(
         await work.flushed()
         [back] = await work.hold_from_lane(1)
 
-        with fail_after(2):
+        with fail_after(8):
             work.settler.ack(Entry(b"1-0", [], in_lane=False))
             work.settler.ack(back)
             while work.held.has(back.id, in_lane=True):

@@ -390,7 +390,7 @@ async def test_no_connection_is_left_open(
             await eventually(lambda: queue.is_initialized)
             await queue.delete()
             with pytest.raises(QueueDeletedError):
-                await asyncio.wait_for(running, 5)
+                await asyncio.wait_for(running, 8)
         case _:
             await client.set(name, "no queue")
             with pytest.raises(MessageQueueError):
@@ -421,7 +421,7 @@ async def elsewhere(call: Callable[[], Awaitable[Any]]) -> Any:
     """Run on another loop, in another thread."""
 
     async def main() -> Any:
-        async with asyncio.timeout(2):
+        async with asyncio.timeout(8):
             return await call()
 
     return await anyio.to_thread.run_sync(lambda: asyncio.run(main()))
@@ -476,8 +476,11 @@ from aioredismq import RedisMessageQueue
 
 queue = RedisMessageQueue(sys.argv[2], sys.argv[1])
 
+handled = asyncio.Event()
+
 async def handle(body):
     print("handled", body, flush=True)
+    handled.set()
 
 queue.handler(handle)
 
@@ -501,7 +504,7 @@ async def main():
             os._exit(0)
         os.waitpid(child, 0)
         await queue.produce("still here")
-        await asyncio.sleep(0.2)
+        await handled.wait()
 
 asyncio.run(main())
 """
@@ -515,7 +518,7 @@ async def test_a_fork_is_told_what_is_wrong(url: str, name: str) -> None:
             [sys.executable, "-c", textwrap.dedent(FORK), url, name],
             capture_output=True,
             text=True,
-            timeout=25,
+            timeout=40,
             check=False,
         )
     )

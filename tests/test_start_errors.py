@@ -33,8 +33,9 @@ from aioredismq import (
     WrongKeyTypeError,
     _promoter,
 )
+from aioredismq._reader import LONGEST_BLOCK
 from aioredismq.testing import FaultyLine, RedisServer
-from tests.support import eventually
+from tests.support import eventually, watched
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
@@ -80,7 +81,7 @@ async def handle(body: object) -> None:
     """Have nothing to do."""
 
 
-def queue_at(url: str, name: str, patience: float = 2.0) -> RedisMessageQueue:
+def queue_at(url: str, name: str, patience: float = 8.0) -> RedisMessageQueue:
     """Make a queue with a handler, on a connection of so much patience."""
     connection = Connection(url, connect_timeout=patience, reply_timeout=patience)
     queue = RedisMessageQueue(name, connection)
@@ -94,21 +95,20 @@ async def refusal(
     within: float = 1.5,
 ) -> MessageQueueError:
     """Try a way in; returns what it ends with, once it is seen to be one clear line, and soon."""
-    began = time.monotonic()
+    async with watched() as standstills:
+        began = time.monotonic()
+        with pytest.raises(MessageQueueError) as caught, anyio.fail_after(20):
+            await way(queue)
+        ended = time.monotonic()
 
-    with pytest.raises(MessageQueueError) as caught, anyio.fail_after(10):
-        await way(queue)
-
-    assert time.monotonic() - began < within
+    assert standstills.passed(began, ended) < within
     text = str(caught.value)
     assert text
     assert "\n" not in text
     assert len(text) < 300
     assert not queue.is_initialized
     # Nothing of it runs on.
-    await eventually(
-        lambda: asyncio.all_tasks() <= {asyncio.current_task()} | before(), 2
-    )
+    await eventually(lambda: asyncio.all_tasks() <= {asyncio.current_task()} | before())
     return caught.value
 
 
@@ -339,7 +339,7 @@ async def test_a_password_that_is_changed_meanwhile(
     locked.command("CLIENT", "KILL", "USER", "me")
 
     with pytest.raises(AuthenticationError, match="refuses this user"):
-        await asyncio.wait_for(running, 5)
+        await asyncio.wait_for(running, 8)
 
     locked.command("ACL", "SETUSER", "me", "resetpass", ">mine")
 
@@ -390,7 +390,7 @@ async def test_a_key_that_becomes_something_else(
     await client.set(name, "mine")
 
     with pytest.raises(WrongKeyTypeError):
-        await asyncio.wait_for(running, 8)
+        await asyncio.wait_for(running, 20)
 
     assert f"{name}_group ends: " in caplog.text
     assert await client.getdel(name) == b"mine"
@@ -466,12 +466,13 @@ async def test_a_command_that_is_needed_to_consume(
 ) -> None:
     """The consumer ends with the name of it: raised by `run`, and on leaving `consuming`."""
     queue = queue_at(user(f"-{command}"), name)
-    began = time.monotonic()
 
-    with pytest.raises(PermissionDeniedError, match=f"'{command}'"):
+    with (
+        anyio.fail_after(8),
+        pytest.raises(PermissionDeniedError, match=f"'{command}'"),
+    ):
         await way(queue)
 
-    assert time.monotonic() - began < 3
     await clean(client, name)
 
 
@@ -481,7 +482,7 @@ async def test_a_command_that_is_needed_to_consume_by_a_call(
     """`consume()` on an open queue."""
     async with queue_at(user("-xreadgroup"), name) as queue:
         with pytest.raises(PermissionDeniedError, match="'xreadgroup'"):
-            await asyncio.wait_for(queue.consume(handle), 3)
+            await asyncio.wait_for(queue.consume(handle), 8)
 
     await clean(client, name)
 
@@ -515,7 +516,7 @@ async def test_an_end_by_permission_is_said_once(
     caplog.set_level(logging.INFO, "aioredismq")
 
     with pytest.raises(PermissionDeniedError):
-        await asyncio.wait_for(queue_at(user("-xreadgroup"), name).run(), 5)
+        await asyncio.wait_for(queue_at(user("-xreadgroup"), name).run(), 8)
 
     said = [record for record in caplog.records if record.levelno >= logging.WARNING]
     assert len(said) == 1
@@ -567,7 +568,7 @@ async def test_what_is_not_needed_may_be_denied(
             await eventually(lambda: client.xlen(f"{{{name}}}:dead"))
             began = time.monotonic()
 
-        assert time.monotonic() - began < 1.5
+        assert time.monotonic() - began < LONGEST_BLOCK
         assert [(info.pending, info.consumers) for info in await queue.groups()] == [
             (0, 0)
         ]

@@ -41,7 +41,7 @@ async def test_a_running_installation_is_taken_over(
     queue = RedisMessageQueue(name, url, wire="original")
     queue.handler(visibility_timeout=0.5)(handled)
     async with queue.consuming():
-        await handled.until(2, limit=10)
+        await handled.until(2)
         await queue.produce({"id": "ours"})
         await handled.until(3)
     remains = await left(client, name)

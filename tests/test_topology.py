@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import anyio
 import pytest
 import redis.asyncio as redis
+from anyio import fail_after
 
 from aioredismq import (
     AuthenticationError,
@@ -42,7 +43,7 @@ if TYPE_CHECKING:
 
 def topology(target: Any, *, cluster: bool | None = None) -> Topology:
     """Choose the way to a target."""
-    return topology_for(target, max_connections=7, connect_timeout=2.0, cluster=cluster)
+    return topology_for(target, max_connections=7, connect_timeout=8.0, cluster=cluster)
 
 
 async def say(connection: AbstractConnection, *words: object) -> Any:
@@ -282,13 +283,12 @@ def watched(sentinel: SentinelSet, before: str = "", behind: str = "") -> str:
 
 async def test_a_sentinel_that_is_away_is_passed_over(sentinel: SentinelSet) -> None:
     """The next one is asked, at once."""
-    began = time.monotonic()
     way = topology(watched(sentinel, "127.0.0.1:1,127.0.0.1:2,"))
 
-    connection = await way.open("key")
+    with fail_after(7.9):  # less than a connect may take
+        connection = await way.open("key")
 
     assert (await say(connection, "ROLE"))[0] == b"master"
-    assert time.monotonic() - began < 0.5
     await way.give_up(connection)
 
 
@@ -449,7 +449,7 @@ async def test_a_selected_replica_that_hangs_is_left_when_its_time_is_over(
             await eventually(lambda: sentinels.selected is None)
             connection = await way.open("key")
 
-        assert time.monotonic() - began < 1
+        assert time.monotonic() - began < 7.9
         assert place_of(connection) == former
         await way.give_up(connection)
 

@@ -40,7 +40,7 @@ async def test_it_looks_when_the_bell_rings() -> None:
 
     watcher.ring()
 
-    with fail_after(2), pytest.raises(QueueDeletedError, match="gone"):
+    with fail_after(8), pytest.raises(QueueDeletedError, match="gone"):
         await watcher.run()
 
 
@@ -50,13 +50,13 @@ async def test_it_looks_from_time_to_time_anyway(
     """A bell may be lost."""
     monkeypatch.setattr(room, "_PULSE", (0.01, 0.02))
 
-    with fail_after(2), pytest.raises(QueueDeletedError):
+    with fail_after(8), pytest.raises(QueueDeletedError):
         await Watcher(Tombstone(QueueDeletedError("gone"))).run()
 
 
 async def test_many_rings_are_one_look(monkeypatch: pytest.MonkeyPatch) -> None:
     """Thousands of retries in a second ring it, too."""
-    monkeypatch.setattr(room, "_PAUSE", 0.2)
+    monkeypatch.setattr(room, "_PAUSE", 1.0)
     tombstone = Tombstone()
     watcher = Watcher(tombstone)
     async with create_task_group() as tasks:
@@ -76,7 +76,7 @@ async def test_an_outage_is_waited_out() -> None:
     async with create_task_group() as tasks:
         tasks.start_soon(rings, watcher)
 
-        with fail_after(2), pytest.raises(QueueDeletedError):
+        with fail_after(8), pytest.raises(QueueDeletedError):
             await watcher.run()
 
         tasks.cancel_scope.cancel()
@@ -94,5 +94,5 @@ async def test_what_does_not_pass_by_itself_is_raised() -> None:
     watcher = Watcher(Tombstone(PermissionDeniedError("hmget")))
     watcher.ring()
 
-    with fail_after(2), pytest.raises(PermissionDeniedError):
+    with fail_after(8), pytest.raises(PermissionDeniedError):
         await watcher.run()
