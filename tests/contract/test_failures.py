@@ -74,10 +74,8 @@ async def test_a_failing_message_is_tried_again_at_once(
             raise ValueError("not yet")
 
     async with Consumer(queue, handler, ConsumerConfig(retry=AT_ONCE)):
-        begun = time.monotonic()
         message_id = await queue.produce("hello")
-        await eventually(lambda: len(seen) == 4)
-        assert time.monotonic() - begun < 1
+        await eventually(lambda: len(seen) == 4, limit=1)
 
     assert seen == [(message_id, attempt) for attempt in (1, 2, 3, 4)]
     assert await left(look, queue.name) == NOTHING
@@ -174,7 +172,7 @@ async def test_a_handler_may_ask_for_a_retry(
         await queue.produce("hello")
         await eventually(lambda: len(seen) == 2)
 
-    assert 0.15 < seen[1] - seen[0] < 2
+    assert 0.15 < seen[1] - seen[0] < 5
     assert await left(look, queue.name) == NOTHING
 
 
@@ -412,7 +410,7 @@ async def test_foreign_entries_are_put_aside_and_never_loop(
         letters = await buried(look, queue, len(FOREIGN))
         await emptied(look, queue)
 
-    assert took < 5
+    assert took < 20
     assert seen == [Order(number) for number in range(len(FOREIGN))]
     assert consumer.failed == len(letters) == len(FOREIGN)
     assert {
@@ -593,7 +591,7 @@ async def test_sync_handlers_run_in_threads_as_many_as_may_run_at_once(
     threads: set[int] = set()
 
     def handler(body: int) -> None:
-        together.wait(5)
+        together.wait(30)
         threads.add(threading.get_ident())
 
     async with Consumer(queue, handler, ConsumerConfig(concurrency=6)):
@@ -633,9 +631,9 @@ async def test_a_thread_that_hangs_frees_its_slot(
     def handler(body: str) -> None:
         seen.append(body)
         if body == "stuck":
-            release.wait(10)
+            release.wait(30)
 
-    config = ConsumerConfig(handler_timeout=0.1, max_attempts=1, concurrency=1)
+    config = ConsumerConfig(handler_timeout=1.0, max_attempts=1, concurrency=1)
     async with Consumer(queue, handler, config):
         await queue.produce_many(["stuck", "next"])
         await eventually(lambda: "next" in seen)

@@ -334,7 +334,7 @@ async def test_many_unstarted_messages_go_back_and_come_again(
     await queue.produce_many(range(3500))
     config = ConsumerConfig(concurrency=1, shutdown_timeout=0)
     async with Consumer(queue, handler, config):
-        with anyio.fail_after(10):
+        with anyio.fail_after(20):
             await gate.wait()
     after = await left(look, queue.name)
     assert (after.pending, after.pending_lane, after.names) == (0, 0, ())
