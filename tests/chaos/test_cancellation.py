@@ -181,7 +181,7 @@ async def test_consuming_cancelled_during_an_outage_is_recovered_from(
 
     async with RedisMessageQueue(name, url) as queue:
         last = asyncio.ensure_future(queue.consume(handle, visibility_timeout=0.6))
-        await eventually(lambda: len(handled) == 8, 6)
+        await eventually(lambda: len(handled) == 8)
         last.cancel()
         with suppress(asyncio.CancelledError):
             await last

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import signal
+import statistics
 import time
 from collections import Counter
 from contextlib import ExitStack
+from operator import sub
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -47,7 +50,7 @@ class Crew:
         program = Program("-m", "tests.chaos.worker", *arguments, env={})
         worker = self._stack.enter_context(program)
         self.workers.append(worker)
-        await eventually(lambda: bool(worker.lines), 15)
+        await eventually(lambda: bool(worker.lines), 30)
         return worker
 
     async def keep_working(self, count: int, **settings: Any) -> None:
@@ -141,7 +144,7 @@ async def test_a_process_killed_by_its_message_takes_nothing_with_it(
 
             await eventually(lambda: has_letters(look, name), 80)
             await eventually(lambda: set(crew.said("end")) == set(range(20)), 10)
-            await eventually(lambda: is_settled(look, name), 10)
+            await eventually(lambda: is_settled(look, name))
     finally:
         working.cancel()
 
@@ -188,13 +191,13 @@ async def test_a_slow_handler_keeps_its_message(
 ) -> None:
     """Several visibility timeouts long, with idle processes that would take it over."""
     for _ in range(2):
-        await crew.start(visibility_timeout=0.5)
+        await crew.start(visibility_timeout=2)
     async with RedisMessageQueue(name, crew.url) as queue:
         await queue.produce_many(
-            [{"number": n, "seconds": 1.5, "fails": n % 2} for n in range(4)]
+            [{"number": n, "seconds": 5, "fails": n % 2} for n in range(4)]
         )
 
-        await eventually(lambda: crew.said("end").total() == 4, 8)
+        await eventually(lambda: crew.said("end").total() == 4, 20)
         await eventually(lambda: is_settled(look, name))
 
     assert crew.said("begin") == {0: 1, 1: 2, 2: 1, 3: 2}
@@ -236,7 +239,7 @@ async def test_a_process_that_wakes_up_late_may_only_acknowledge(
             second.process.kill()
             await crew.start()
             await eventually(lambda: 2 in crew.said("end"), VISIBILITY + 12)
-        await eventually(lambda: is_settled(look, name), 6)
+        await eventually(lambda: is_settled(look, name))
 
         assert crew.said("begin")[1] == 2
         assert await queue.dead_letters.count() == 0
@@ -260,8 +263,8 @@ async def test_a_process_that_wakes_up_late_starts_nothing_others_have(
 
         await eventually(lambda: "event loop was blocked" in "".join(stopped.errors))
         await queue.produce_many([{"number": n} for n in range(400, 440)])
-        await eventually(lambda: len(crew.said("end")) == 440, 6)
-        await eventually(lambda: is_settled(look, name), 6)
+        await eventually(lambda: len(crew.said("end")) == 440)
+        await eventually(lambda: is_settled(look, name))
 
     assert held > 8
     assert max(crew.said("begin", stopped).values()) == 1
@@ -281,14 +284,14 @@ async def test_a_process_that_gets_its_message_back_does_not_run_it_twice(
         await eventually(lambda: crew.said("begin").total() == 1)
         first.send(signal.SIGSTOP)
         second = await crew.start(visibility_timeout=1)
-        await eventually(lambda: crew.said("begin", second)[1] == 1, 15)
+        await eventually(lambda: crew.said("begin", second)[1] == 1, 20)
         first.send(signal.SIGCONT)
         await eventually(lambda: "is lost" in "".join(first.errors))
 
         second.process.kill()
-        await eventually(lambda: "took over entry" in "".join(first.errors), 10)
-        await eventually(lambda: crew.said("end", first) == {1: 1}, 15)
-        await eventually(lambda: is_settled(look, name), 3)
+        await eventually(lambda: "took over entry" in "".join(first.errors), 20)
+        await eventually(lambda: crew.said("end", first) == {1: 1}, 20)
+        await eventually(lambda: is_settled(look, name))
 
         assert await queue.dead_letters.count() == 0
     assert crew.said("begin") == {1: 2}
@@ -332,9 +335,19 @@ async def test_a_blocked_event_loop_is_warned_about_in_its_log(
         await eventually(lambda: crew.said("end") == {1: 1})
         await queue.produce({"number": 2, "do": "block", "seconds": 1.7})
 
-        await eventually(lambda: any("blocked for 1." in one for one in worker.errors))
+        await eventually(lambda: bool(blocked_for(worker)))
+        assert max(blocked_for(worker)) > 1
 
     assert "extended 1 True True" in worker.lines
+
+
+def blocked_for(worker: Program) -> list[float]:
+    """List the lengths its log names."""
+    return [
+        float(length)
+        for line in worker.errors
+        for length in re.findall(r"event loop was blocked for ([\d.]+) s", line)
+    ]
 
 
 # Told to go.
@@ -347,22 +360,22 @@ async def test_a_process_told_to_go_leaves_nothing_behind(
     # Quick at first, so that it reads ahead; then slow.
     quick = [{"number": n} for n in range(1000, 1500)]
     slow = [{"number": n, "seconds": 0.3} for n in range(40)]
-    leaving = await crew.start(shutdown_timeout=5)
+    leaving = await crew.start(shutdown_timeout=12)
     async with RedisMessageQueue(name, crew.url) as queue:
         await queue.produce_many([*quick, *slow])
         await eventually(lambda: any(n < 40 for n in crew.said("begin")))
 
         leaving.send(signal.SIGTERM)
         told = time.monotonic()
-        code = await asyncio.to_thread(leaving.end, 6)
+        code = await asyncio.to_thread(leaving.end, 15)
 
-        assert (code, time.monotonic() - told < 5) == (0, True)
+        assert (code, time.monotonic() - told < 12) == (0, True)
         now = await left(look, name)
         assert (now.pending, now.pending_lane, now.names) == (0, 0, ())
         begun = crew.said("begin", leaving)
         assert crew.said("end", leaving) == begun  # each that had begun has ended
         other = await crew.start(concurrency=40)
-        await eventually(lambda: len(crew.said("begin")) == 540, 8)
+        await eventually(lambda: len(crew.said("begin")) == 540)
         await eventually(lambda: is_settled(look, name))
         await eventually(lambda: crew.said("end") == crew.said("begin"))
     assert crew.said("end").total() == 540  # once each
@@ -379,13 +392,13 @@ async def test_what_does_not_end_in_time_is_cut_off_and_handed_back(
         await eventually(lambda: crew.said("begin").total() == 4)
 
         leaving.send(signal.SIGTERM)
-        code = await asyncio.to_thread(leaving.end, 3)
+        code = await asyncio.to_thread(leaving.end, 15)
 
         assert code == 0
         assert crew.said("cancelled").total() == 4
         assert (await left(look, name)).names == ()
         other = await crew.start()
-        await eventually(lambda: crew.said("end", other).total() == 6, 8)
+        await eventually(lambda: crew.said("end", other).total() == 6)
         await eventually(lambda: is_settled(look, name))
         assert crew.attempts(other) == {"1"}
 
@@ -409,8 +422,8 @@ async def test_ten_processes_share_a_group_and_outlive_three_kills(
             )
             victim.process.kill()
         await sending
-        await eventually(lambda: len(crew.said("end")) == 1500, 15)
-        await eventually(lambda: is_settled(look, name), 15)
+        await eventually(lambda: len(crew.said("end")) == 1500)
+        await eventually(lambda: is_settled(look, name))
         assert await queue.dead_letters.count() == 0
 
     assert crew.said("end").total() - 1500 <= 3 * 4
@@ -418,7 +431,7 @@ async def test_ten_processes_share_a_group_and_outlive_three_kills(
     assert all(crew.said("end", one).total() > 20 for one in living)
     for one in living:
         one.send(signal.SIGTERM)
-    codes = [await asyncio.to_thread(one.end, 12) for one in living]
+    codes = [await asyncio.to_thread(one.end, 25) for one in living]
     assert codes == [0] * 7
     assert len((await left(look, name)).names) in range(3, 7)  # of the killed ones
 
@@ -448,14 +461,15 @@ async def test_a_million_pending_entries_do_not_pin_the_server(
         member = Member(stream, "g", "one")
         monkeypatch.setattr(room_of_member, "_PACE", 0.0)
         await client.config_resetstat()
-        found, looks = None, 0
+        found, took = None, [0.0]
         while found is None:
-            looks += 1
             answer = await member.recover(visibility_timeout=30, take_until=1e11)
             found = answer.entry
+            stats = (await client.info("commandstats"))["cmdstat_evalsha"]
+            took.append(stats["usec"])
 
         assert found.id == about["max"]
-        assert looks == count // 500
-        stats = (await client.info("commandstats"))["cmdstat_evalsha"]
-        assert stats["usec"] / stats["calls"] < 2000
+        assert len(took) - 1 == count // 500
+        # Not the mean: the server may have stood still in one of them.
+        assert statistics.median(map(sub, took[1:], took)) < 2000
         await client.flushall()

@@ -148,7 +148,7 @@ async def test_what_is_refused_is_neither_lost_nor_done_twice(
         for length in (0.1, 1.5 * VISIBILITY):
             async with refusal(saving_server, client):
                 await asyncio.sleep(length)
-            await load.flows(40, limit=6)
+            await load.flows(40)
 
     async with Redis.from_url(saving_server.url) as client:
         verdict = await judge(load.ledger, client, name)
@@ -205,7 +205,7 @@ async def test_what_was_handled_meanwhile_is_acknowledged_later(
             handled.gate.set()
             await eventually(lambda: handled.running == 0)
             await asyncio.sleep(0.5)
-        await handled.until(5, limit=6)
+        await handled.until(5)
         await eventually(lambda: consumer.held == 0)
 
         assert sorted(handled.bodies) == [0, 0, 1, 2, 3]
@@ -311,7 +311,7 @@ async def held_up(url: str, name: str) -> AsyncIterator[asyncio.Event]:
         await queue.produce_many(range(30))
         await handled.until(30)
         yield handled.gate
-        await eventually(lambda: consumer.held == 0, 3)
+        await eventually(lambda: consumer.held == 0)
 
 
 @pytest.mark.parametrize("refusal", each("READONLY"))
@@ -420,7 +420,7 @@ async def test_a_busy_server_is_not_pestered_by_sends(
 
         await asyncio.wait(sends.all)
 
-        assert time.monotonic() - killed < 2.5  # half a second, on a quiet machine
+        assert time.monotonic() - killed < 8  # half a second, on a quiet machine
         with pytest.raises(ResponseError):
             await endless
         refused = await _commands(client) - before - len(sends.all)
@@ -463,7 +463,7 @@ async def test_acknowledgements_that_are_refused_are_gathered(
             before = await _commands(client)
             await eventually(lambda: ended == 100)
             commands = await _commands(client) - before
-        await eventually(lambda: consumer.held == 0, 3)
+        await eventually(lambda: consumer.held == 0)
 
     assert commands < 1.5 * 40
 
@@ -581,8 +581,9 @@ async def test_what_does_not_pass_by_itself_ends_consumers_with_the_reason(
 
         work = {"run": queue.run, "consuming": be_consuming, "consume": consume}[way]
         working = asyncio.ensure_future(work())
+        async with RedisMessageQueue(name, url) as patient:
+            await patient.produce(1)
         async with RedisMessageQueue(name, url, produce_timeout=0.5) as producing:
-            await producing.produce(1)
             await handled.until(1)
             await deed(client, name)
             with suppress(MessageQueueError):
@@ -592,7 +593,7 @@ async def test_what_does_not_pass_by_itself_ends_consumers_with_the_reason(
             with pytest.raises(error):
                 await asyncio.wait_for(working, 12)
             # Nothing is waited for that will never be answered.
-            assert time.monotonic() - asked < 3
+            assert time.monotonic() - asked < 5
         with suppress(RedisError):
             await client.acl_setuser("worker", enabled=True, commands=["+@all"])
 
@@ -657,7 +658,7 @@ async def test_what_cannot_be_put_elsewhere_stays_where_it_is(
             if what == "delayed":
                 await put_in_the_way(obstacle, client, name)
             with pytest.raises((PermissionDeniedError, WrongKeyTypeError)):
-                async with asyncio.timeout(8):
+                async with asyncio.timeout(20):
                     await queue.consume(handle, visibility_timeout=0.5)
 
             await put_right(obstacle, client, name)

@@ -84,7 +84,7 @@ async def test_a_queue_whose_slot_moves_is_followed(
             while await run_sync(move.move_a_key):
                 await load.a_moment(0.3)
             await run_sync(move.finish)
-            await load.flows(40, limit=4)
+            await load.flows(40)
 
     async with RedisCluster.from_url(nodes.url) as client:
         verdict = await judge(load.ledger, client, name)
@@ -105,7 +105,7 @@ async def test_a_slot_that_is_long_on_its_way_is_waited_for(
         await asyncio.sleep(2)
         connections, lines = move.connections - before, len(logged)
         await run_sync(move.finish)
-        await load.flows(40, limit=4)
+        await load.flows(40)
 
     assert lines / 2 < 2
     assert connections / 2 < 8
