@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import gc
 import secrets
 import time
 from typing import TYPE_CHECKING, Any
@@ -8,6 +9,8 @@ import anyio
 import pytest
 import redis.asyncio as redis
 from anyio import fail_after
+from redis.asyncio.cluster import NodesManager
+from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from aioredismq import (
     AuthenticationError,
@@ -231,6 +234,24 @@ async def test_a_node_that_is_gone_is_looked_for_anew(cluster: ClusterNodes) -> 
         await way.open("key")
 
     await way.give_up(await way.open("key"))
+
+
+async def test_a_cluster_that_was_asked_and_does_not_part_in_time_was_asked(
+    cluster: ClusterNodes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a busy machine; what it has told is known, and nobody ends of it."""
+    part = NodesManager.aclose
+
+    async def part_late(asked: NodesManager, nodes: str = "nodes_cache") -> None:
+        await part(asked, nodes)
+        if nodes == "nodes_cache":
+            raise RedisTimeoutError("Timed out closing connection after 1.0")
+
+    monkeypatch.setattr(NodesManager, "aclose", part_late)
+    way = topology(cluster.url, cluster=True)
+
+    await way.give_up(await way.open("key"))
+    gc.collect()  # which would complain of a connection that is left open
 
 
 async def test_a_single_server_is_no_cluster(url: str) -> None:

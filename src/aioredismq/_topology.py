@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from contextlib import suppress
 from functools import partial
 from math import inf
 from typing import TYPE_CHECKING, Any, Protocol
@@ -15,7 +16,7 @@ from urllib.parse import parse_qsl, unquote, urlencode, urlsplit
 
 import redis.asyncio as redis
 from redis.asyncio.cluster import ClusterNode
-from redis.exceptions import NoPermissionError
+from redis.exceptions import NoPermissionError, RedisError
 
 from ._address import arguments, host_and_port, shown, without_password
 from ._errors import (
@@ -248,10 +249,17 @@ class OwnSentinel:
 
 
 async def _close(client: redis.RedisCluster, asked: Iterable[ClusterNode]) -> None:
-    """Close all that was opened for a question, also where its own way out was cut off."""
-    await client.aclose()
-    for node in (*client.get_nodes(), *asked):
-        await node.disconnect()
+    """Close all that was opened for a question, whatever becomes of it.
+
+    redis-py raises when the end of a connection takes too long, and leaves those it began with; so
+    it does where its own way out was cut off.
+    """
+    for close in (
+        client.aclose,
+        *(node.disconnect for node in (*client.get_nodes(), *asked)),
+    ):
+        with suppress(RedisError, OSError, RuntimeError):
+            await close()
 
 
 # Seconds an answer of the cluster is shared: below the pauses between tries to connect, so that a
