@@ -109,3 +109,6 @@ async def test_everybody_in_doubt_may_ask_for_his_own_id() -> None:
 
     assert raised.value.__cause__ is reason
     assert await raised.value.retry() == "c"
+    assert batch.whole is not None
+    for other in (batch.waiters[0], batch.whole):  # or the loop complains of them
+        assert isinstance(other.exception(), PublishUncertainError)
