@@ -186,8 +186,8 @@ def own_server(server_path: Path | None) -> Iterator[RedisServer]:
 
 @pytest.fixture(scope="session")
 def sentinel(server_path: Path | None) -> Iterator[SentinelSet]:
-    """A master with a replica, watched by three Sentinels."""
-    with SentinelSet(server_path) as running:
+    """A master with a replica, watched by three Sentinels, which are in no hurry to replace it."""
+    with SentinelSet(server_path, down_after=30.0) as running:
         yield running
 
 
