@@ -485,7 +485,7 @@ async def test_what_waits_is_not_started_when_somebody_else_has_had_it(
     async def handle(body: int) -> None:
         ran.append(body)
         # With something in stock: behind a slow moment it reads nothing ahead.
-        if body >= 300 and not stolen and consumer.held > 20:
+        if body >= 300 and not stolen and inside(consumer)._dispatcher.waiting > 20:
             if how == "the machine slept":
                 for room in (room_of_dispatcher, room_of_held, room_of_lease):
                     monkeypatch.setattr(room, "elapsed", lambda: elapsed() + 3600)
