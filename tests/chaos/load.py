@@ -267,7 +267,7 @@ async def sending(
 
 
 def _connection(target: str | Redis) -> Connection:
-    return Connection(target, reply_timeout=1.0, connect_timeout=1.0)
+    return Connection(target, reply_timeout=1.0, connect_timeout=3.0)
 
 
 async def _until_certain(error: PublishUncertainError) -> None:
