@@ -64,7 +64,7 @@ class Handled:
         finally:
             self.running -= 1
 
-    async def until(self, count: int, limit: float = 15.0) -> None:
+    async def until(self, count: int, limit: float = 30.0) -> None:
         """Wait until it was called so many times."""
         await eventually(lambda: len(self.bodies) >= count, limit)
 
@@ -83,7 +83,7 @@ class Messages:
         if self._error is not None:
             raise copy(self._error)
 
-    async def until(self, count: int, limit: float = 15.0) -> None:
+    async def until(self, count: int, limit: float = 30.0) -> None:
         """Wait until it was called so many times."""
         await eventually(lambda: len(self.seen) >= count, limit)
 

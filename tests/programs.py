@@ -10,6 +10,8 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from tests.support import LONGEST_LOOK
+
 if TYPE_CHECKING:
     import signal
     from collections.abc import Callable, Mapping
@@ -81,9 +83,10 @@ class Program:
         assert self._process is not None
         return self._process
 
-    def wait_until(self, is_true: Callable[[], bool], limit: float = 15.0) -> None:
+    def wait_until(self, is_true: Callable[[], bool], limit: float = 30.0) -> None:
         """Wait for something it does; fail when it ends before, or takes too long."""
-        end = time.monotonic() + limit
+        left = limit
+        looked = time.monotonic()
         while not is_true():
             if self.process.poll() is not None:
                 for reader in self._readers:
@@ -91,9 +94,12 @@ class Program:
                 if is_true():
                     return
                 raise AssertionError(f"it ended with {self.process.returncode}")
-            if time.monotonic() > end:
+            if left < 0:
                 raise AssertionError(f"not within {limit:g} s")
             time.sleep(0.01)
+            now = time.monotonic()
+            left -= min(now - looked, LONGEST_LOOK)
+            looked = now
 
     def wait_for_lines(self, count: int) -> None:
         """Wait until it has printed so many lines."""
@@ -103,7 +109,7 @@ class Program:
         """Send it a signal."""
         self.process.send_signal(number)
 
-    def end(self, limit: float = 15.0) -> int:
+    def end(self, limit: float = 30.0) -> int:
         """Wait until it has ended by itself and all it printed is read; its exit code."""
         code = self.process.wait(limit)
         for reader in self._readers:

@@ -18,8 +18,9 @@ if TYPE_CHECKING:
 
 Client: TypeAlias = "Redis | RedisCluster"
 
-# Seconds between two turns of the event loop that are more than a busy machine's share.
-_STANDSTILL = 0.1
+# What one look counts for at most, with the pause behind it: a moment in which the whole process
+# was not run at all is no time that anybody had.
+LONGEST_LOOK = 0.25
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,27 +54,22 @@ class Deployment:
 
 
 async def eventually(
-    is_true: Callable[[], bool | Awaitable[bool]], limit: float = 15.0
+    is_true: Callable[[], bool | Awaitable[bool]], limit: float = 30.0
 ) -> None:
-    """Wait until a condition holds; fail, naming it, when it does not within `limit` seconds.
-
-    A moment in which this process, or the server it asks, stands still counts as a tenth of a
-    second: nothing can come true meanwhile.
-    """
-    passed, before = 0.0, time.monotonic()
+    """Wait until a condition holds; fail, naming it, when it does not within `limit` seconds."""
+    left = limit
     while True:
+        looked = time.monotonic()
         answer = is_true()
         if inspect.isawaitable(answer):
             answer = await answer
         if answer:
             return
-        now = time.monotonic()
-        passed += min(now - before, _STANDSTILL)
-        before = now
-        if passed > limit:
+        if left < 0:
             what = inspect.getsource(is_true).strip()
             raise AssertionError(f"not true after {limit:g} s: {what}")
         await anyio.sleep(0.005)
+        left -= min(time.monotonic() - looked, LONGEST_LOOK)
 
 
 class Standstills:

@@ -19,18 +19,21 @@ from redis.asyncio import Redis
 from aioredismq import RedisMessageQueue
 from aioredismq import _member as room_of_member
 from aioredismq._member import Member
-from tests.chaos.load import VISIBILITY
 from tests.looking import dead_letters, left, opened_stream
 from tests.programs import Program
 from tests.support import eventually
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
     from aioredismq.testing import RedisServer
     from tests.support import Client, Deployment
 
 pytestmark = [pytest.mark.one_loop, pytest.mark.timeout(120)]
+
+# Renewed every second, so that it outlives two in which a busy machine does not run its process.
+LEASE = 3.0
 
 
 class Crew:
@@ -44,13 +47,18 @@ class Crew:
         self.workers: list[Program] = []
 
     async def start(self, **settings: Any) -> Program:
-        """Start a worker, and wait until it is about to consume."""
-        settings = {"visibility_timeout": VISIBILITY, "concurrency": 4, **settings}
+        """Start a worker, and wait until it is about to consume.
+
+        Args:
+            settings: Of its handler; `works_as`: what it does with each message, instead of what
+                that says; `gate`: a file without which it ends none.
+        """
+        settings = {"visibility_timeout": LEASE, "concurrency": 4, **settings}
         arguments = (self.url, self._name, json.dumps(settings))
         program = Program("-m", "tests.chaos.worker", *arguments, env={})
         worker = self._stack.enter_context(program)
         self.workers.append(worker)
-        await eventually(lambda: bool(worker.lines), 30)
+        await eventually(lambda: bool(worker.lines))
         return worker
 
     async def keep_working(self, count: int, **settings: Any) -> None:
@@ -114,9 +122,10 @@ async def test_what_a_killed_process_held_is_taken_over(
 
         victim.process.kill()
         killed = time.monotonic()
-        await eventually(lambda: crew.said("end").total() == 4, VISIBILITY + 10)
+        await eventually(lambda: crew.said("end").total() == 4)
 
-        assert time.monotonic() - killed > VISIBILITY / 2
+        # A renewal may have been due just then, and late.
+        assert time.monotonic() - killed > LEASE / 6
         await eventually(lambda: is_settled(look, name))
         assert set(crew.said("end", survivor).values()) == {1}
         assert crew.attempts(survivor) == {str(fails + 1)}  # a delivery is no attempt
@@ -143,7 +152,7 @@ async def test_a_process_killed_by_its_message_takes_nothing_with_it(
             await queue.produce_many([{"number": n} for n in range(9, 20)])
 
             await eventually(lambda: has_letters(look, name), 80)
-            await eventually(lambda: set(crew.said("end")) == set(range(20)), 10)
+            await eventually(lambda: set(crew.said("end")) == set(range(20)))
             await eventually(lambda: is_settled(look, name))
     finally:
         working.cancel()
@@ -173,7 +182,7 @@ async def test_however_a_message_ends_its_process_it_runs_four_times(
     try:
         async with RedisMessageQueue(name, crew.url) as queue:
             await queue.produce({"number": 1, "do": deed})
-            await eventually(lambda: has_letters(look, name), 25)
+            await eventually(lambda: has_letters(look, name), 60)
     finally:
         working.cancel()
 
@@ -189,15 +198,15 @@ async def test_however_a_message_ends_its_process_it_runs_four_times(
 async def test_a_slow_handler_keeps_its_message(
     name: str, look: Client, crew: Crew
 ) -> None:
-    """Several visibility timeouts long, with idle processes that would take it over."""
+    """Two visibility timeouts long, with idle processes that would take it over."""
     for _ in range(2):
-        await crew.start(visibility_timeout=2)
+        await crew.start()
     async with RedisMessageQueue(name, crew.url) as queue:
         await queue.produce_many(
-            [{"number": n, "seconds": 5, "fails": n % 2} for n in range(4)]
+            [{"number": n, "seconds": 2 * LEASE, "fails": n % 2} for n in range(4)]
         )
 
-        await eventually(lambda: crew.said("end").total() == 4, 20)
+        await eventually(lambda: crew.said("end").total() == 4)
         await eventually(lambda: is_settled(look, name))
 
     assert crew.said("begin") == {0: 1, 1: 2, 2: 1, 3: 2}
@@ -213,32 +222,37 @@ async def test_a_slow_handler_keeps_its_message(
     ],
 )
 async def test_a_process_that_wakes_up_late_may_only_acknowledge(
-    name: str, look: Client, crew: Crew, deed: str
+    name: str, look: Client, crew: Crew, deed: str, tmp_path: Path
 ) -> None:
     """It was stopped, its message was taken over and still runs there, and it goes on.
 
     Its success counts: nobody runs the message again although the second process is killed. Its
     retry and its dead letter change nothing: the second process settles the message.
     """
-    stopped = await crew.start(concurrency=1, works_as=deed)
+    first_may_end, second_may_end = tmp_path / "first", tmp_path / "second"
+    stopped = await crew.start(concurrency=1, works_as=deed, gate=str(first_may_end))
     async with RedisMessageQueue(name, crew.url) as queue:
-        await queue.produce({"number": 1, "seconds": 0.3})
+        await queue.produce({"number": 1})
         await eventually(lambda: crew.said("begin").total() == 1)
         stopped.send(signal.SIGSTOP)
         works_as = {"works_as": "hang"} if deed == "end" else {}
-        second = await crew.start(**works_as)
-        await queue.produce({"number": 2, "seconds": 1})
-        await eventually(lambda: crew.said("begin", second)[1] == 1, VISIBILITY + 10)
+        second = await crew.start(**works_as, gate=str(second_may_end))
+        await queue.produce({"number": 2})
+        await eventually(lambda: crew.said("begin", second)[1] == 1)
 
         stopped.send(signal.SIGCONT)
 
         await eventually(lambda: "event loop was blocked" in "".join(stopped.errors))
+        first_may_end.touch()
         if deed == "end":
             await eventually(lambda: crew.said("end", stopped) == {1: 1})
             await eventually(lambda: is_gone(look, name, 1))
             second.process.kill()
             await crew.start()
-            await eventually(lambda: 2 in crew.said("end"), VISIBILITY + 12)
+            await eventually(lambda: 2 in crew.said("end"))
+        else:
+            await eventually(lambda: "failed in attempt 1" in "".join(stopped.errors))
+            second_may_end.touch()
         await eventually(lambda: is_settled(look, name))
 
         assert crew.said("begin")[1] == 2
@@ -249,21 +263,22 @@ async def test_a_process_that_wakes_up_late_starts_nothing_others_have(
     name: str, look: Client, crew: Crew
 ) -> None:
     """It had read ahead, and others have handled that meanwhile: it begins none of it."""
-    stopped = await crew.start(visibility_timeout=1)
+    stopped = await crew.start()
     async with RedisMessageQueue(name, crew.url) as queue:
-        await queue.produce_many([{"number": n, "seconds": 0.01} for n in range(400)])
+        # Enough to be busy with for some seconds, however late it is stopped.
+        await queue.produce_many([{"number": n, "seconds": 0.01} for n in range(4000)])
         await eventually(lambda: crew.said("end").total() > 100)
         stopped.send(signal.SIGSTOP)
         held = (await left(look, name)).pending
-        second = await crew.start(visibility_timeout=1, concurrency=16)
+        second = await crew.start(concurrency=64)
         await eventually(lambda: is_settled(look, name), 60)
         begun = crew.said("begin", stopped)
 
         stopped.send(signal.SIGCONT)
 
         await eventually(lambda: "event loop was blocked" in "".join(stopped.errors))
-        await queue.produce_many([{"number": n} for n in range(400, 440)])
-        await eventually(lambda: len(crew.said("end")) == 440)
+        await queue.produce_many([{"number": n} for n in range(4000, 4040)])
+        await eventually(lambda: len(crew.said("end")) == 4040)
         await eventually(lambda: is_settled(look, name))
 
     assert held > 8
@@ -275,22 +290,24 @@ async def test_a_process_that_wakes_up_late_starts_nothing_others_have(
 
 
 async def test_a_process_that_gets_its_message_back_does_not_run_it_twice(
-    name: str, look: Client, crew: Crew
+    name: str, look: Client, crew: Crew, tmp_path: Path
 ) -> None:
     """Whoever had taken it over was killed; the first handler still runs, and settles it."""
-    first = await crew.start(visibility_timeout=1)
+    may_end = tmp_path / "may end"
+    first = await crew.start(gate=str(may_end))
     async with RedisMessageQueue(name, crew.url) as queue:
-        await queue.produce({"number": 1, "seconds": 12})
+        await queue.produce({"number": 1})
         await eventually(lambda: crew.said("begin").total() == 1)
         first.send(signal.SIGSTOP)
-        second = await crew.start(visibility_timeout=1)
-        await eventually(lambda: crew.said("begin", second)[1] == 1, 20)
+        second = await crew.start(works_as="hang")
+        await eventually(lambda: crew.said("begin", second)[1] == 1)
         first.send(signal.SIGCONT)
         await eventually(lambda: "is lost" in "".join(first.errors))
 
         second.process.kill()
-        await eventually(lambda: "took over entry" in "".join(first.errors), 20)
-        await eventually(lambda: crew.said("end", first) == {1: 1}, 20)
+        await eventually(lambda: "took over entry" in "".join(first.errors))
+        may_end.touch()
+        await eventually(lambda: crew.said("end", first) == {1: 1})
         await eventually(lambda: is_settled(look, name))
 
         assert await queue.dead_letters.count() == 0
@@ -313,7 +330,7 @@ async def test_a_lost_lease_cancels_a_handler_that_wants_it(
         await eventually(lambda: crew.said("begin").total() == 1)
         stopped.send(signal.SIGSTOP)
         second = await crew.start()
-        await eventually(lambda: crew.said("end", second) == {1: 1}, VISIBILITY + 10)
+        await eventually(lambda: crew.said("end", second) == {1: 1})
 
         stopped.send(signal.SIGCONT)
 
@@ -335,9 +352,11 @@ async def test_a_blocked_event_loop_is_warned_about_in_its_log(
         await eventually(lambda: crew.said("end") == {1: 1})
         await queue.produce({"number": 2, "do": "block", "seconds": 1.7})
 
-        await eventually(lambda: bool(blocked_for(worker)))
-        assert max(blocked_for(worker)) > 1
+        await eventually(lambda: "blocked for" in "".join(worker.errors))
 
+    # Of a moment before, and of more when the machine was busy.
+    [length] = re.findall(r"blocked for ([\d.]+) s", "".join(worker.errors))[-1:]
+    assert float(length) > 1
     assert "extended 1 True True" in worker.lines
 
 
@@ -359,26 +378,26 @@ async def test_a_process_told_to_go_leaves_nothing_behind(
     """Under load: it ends with 0 in time, and the other has what it had not started, at once."""
     # Quick at first, so that it reads ahead; then slow.
     quick = [{"number": n} for n in range(1000, 1500)]
-    slow = [{"number": n, "seconds": 0.3} for n in range(40)]
-    leaving = await crew.start(shutdown_timeout=12)
+    slow = [{"number": n, "seconds": 0.3} for n in range(80)]
+    leaving = await crew.start(shutdown_timeout=30)
     async with RedisMessageQueue(name, crew.url) as queue:
         await queue.produce_many([*quick, *slow])
-        await eventually(lambda: any(n < 40 for n in crew.said("begin")))
+        await eventually(lambda: any(n < 80 for n in crew.said("begin")))
 
         leaving.send(signal.SIGTERM)
         told = time.monotonic()
-        code = await asyncio.to_thread(leaving.end, 15)
+        code = await asyncio.to_thread(leaving.end)
 
-        assert (code, time.monotonic() - told < 12) == (0, True)
+        assert (code, time.monotonic() - told < 20) == (0, True)
         now = await left(look, name)
         assert (now.pending, now.pending_lane, now.names) == (0, 0, ())
         begun = crew.said("begin", leaving)
         assert crew.said("end", leaving) == begun  # each that had begun has ended
         other = await crew.start(concurrency=40)
-        await eventually(lambda: len(crew.said("begin")) == 540)
+        await eventually(lambda: len(crew.said("begin")) == 580)
         await eventually(lambda: is_settled(look, name))
         await eventually(lambda: crew.said("end") == crew.said("begin"))
-    assert crew.said("end").total() == 540  # once each
+    assert crew.said("end").total() == 580  # once each
     assert crew.attempts(other) == {"1"}
 
 
@@ -392,7 +411,7 @@ async def test_what_does_not_end_in_time_is_cut_off_and_handed_back(
         await eventually(lambda: crew.said("begin").total() == 4)
 
         leaving.send(signal.SIGTERM)
-        code = await asyncio.to_thread(leaving.end, 15)
+        code = await asyncio.to_thread(leaving.end)
 
         assert code == 0
         assert crew.said("cancelled").total() == 4
@@ -431,7 +450,7 @@ async def test_ten_processes_share_a_group_and_outlive_three_kills(
     assert all(crew.said("end", one).total() > 20 for one in living)
     for one in living:
         one.send(signal.SIGTERM)
-    codes = [await asyncio.to_thread(one.end, 25) for one in living]
+    codes = [await asyncio.to_thread(one.end) for one in living]
     assert codes == [0] * 7
     assert len((await left(look, name)).names) in range(3, 7)  # of the killed ones
 
@@ -460,8 +479,9 @@ async def test_a_million_pending_entries_do_not_pin_the_server(
         )
         member = Member(stream, "g", "one")
         monkeypatch.setattr(room_of_member, "_PACE", 0.0)
-        await client.config_resetstat()
-        found, took = None, [0.0]
+        await client.config_set("slowlog-max-len", count)
+        await client.config_set("slowlog-log-slower-than", 0)
+        found, looks = None, 0
         while found is None:
             answer = await member.recover(visibility_timeout=30, take_until=1e11)
             found = answer.entry
@@ -469,7 +489,10 @@ async def test_a_million_pending_entries_do_not_pin_the_server(
             took.append(stats["usec"])
 
         assert found.id == about["max"]
-        assert len(took) - 1 == count // 500
-        # Not the mean: the server may have stood still in one of them.
-        assert statistics.median(map(sub, took[1:], took)) < 2000
+        assert looks == count // 500
+        calls = await client.slowlog_get(count)
+        took = [one["duration"] for one in calls if b"EVALSHA" in one["command"]]
+        assert len(took) == looks
+        # Of each alone: one in which the machine did not run the server says nothing.
+        assert statistics.median(took) < 2000  # microseconds
         await client.flushall()

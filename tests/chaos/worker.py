@@ -14,6 +14,7 @@ import os
 import signal
 import sys
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from aioredismq import (
@@ -30,8 +31,10 @@ if TYPE_CHECKING:
 
 
 async def end(message: Message) -> None:
-    """Take `seconds`, none if not said, and succeed."""
+    """Take `seconds`, none if not said, wait until this worker may end any, and succeed."""
     await asyncio.sleep(message.body.get("seconds", 0))
+    while MAY_END is not None and not MAY_END.exists():
+        await asyncio.sleep(0.01)
 
 
 async def hang(message: Message) -> None:
@@ -116,4 +119,6 @@ if __name__ == "__main__":
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s")
     options = json.loads(sys.argv[3])
     WORKS_AS: str | None = options.pop("works_as", None)
+    gate = options.pop("gate", None)
+    MAY_END = None if gate is None else Path(gate)
     asyncio.run(work(sys.argv[1], sys.argv[2], options))
