@@ -14,9 +14,6 @@ from tests.support import eventually
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-# A worker imports the package on a machine that may be busy.
-_LONG = 15.0
-
 
 async def _start(crew: Crew, url: str, name: str) -> None:
     await crew.start(
@@ -72,7 +69,7 @@ async def test_a_killed_worker_is_noticed(url: str, name: str) -> None:
         [producer] = crew.producers
 
         producer.end(signal.SIGKILL)
-        await eventually(lambda: not producer.is_alive, _LONG)
+        await eventually(lambda: not producer.is_alive)
 
         assert (producer.exit_code, producer.state) == (-9, "killed (SIGKILL)")
         assert not producer.takes_orders

@@ -11,6 +11,7 @@ import signal
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import count
 from typing import TYPE_CHECKING
 
@@ -25,7 +26,12 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
+# Processes begin, on a machine that may be busy.
+pytestmark = pytest.mark.timeout(240)
+
 EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
+# Seconds for what takes an application milliseconds.
+PATIENCE = 30.0
 APPS = {"fastapi_app": "web-orders", "aiohttp_app": "site-orders"}
 
 
@@ -167,8 +173,10 @@ def test_the_application_answers_as_it_says(name: str, clean: RedisServer) -> No
     assert body
 
     with application(name, clean.url) as (program, address):
-        answer = httpx.post(f"{address}/orders", json=json.loads(body[1]))
-        health = httpx.get(f"{address}/health")
+        answer = httpx.post(
+            f"{address}/orders", json=json.loads(body[1]), timeout=PATIENCE
+        )
+        health = httpx.get(f"{address}/health", timeout=PATIENCE)
         program.wait_until(lambda: opening.prints[0] in program.lines)
 
     assert answer.status_code == 202
@@ -181,8 +189,9 @@ def test_the_application_says_when_it_cannot(name: str, clean: RedisServer) -> N
     """A queue deleted behind its back ends the consumer, and the probe finds out."""
     with application(name, clean.url) as (program, address):
         assert asyncio.run(delete(clean.url, APPS[name]))
-        program.wait_until(lambda: httpx.get(f"{address}/health").status_code == 503)
-        health = httpx.get(f"{address}/health").json()
+        ask = partial(httpx.get, f"{address}/health", timeout=PATIENCE)
+        program.wait_until(lambda: ask().status_code == 503)
+        health = ask().json()
 
     assert not health["healthy"]
     assert "was deleted" in health["problems"][0]
@@ -232,7 +241,7 @@ def application(name: str, url: str) -> Iterator[tuple[Program, str]]:
             port[:] = re.findall(r"[Rr]unning on http://[\d.]+:(\d+)", said)
             return bool(port)
 
-        program.wait_until(is_up)
+        program.wait_until(is_up, 90)
         yield program, f"http://127.0.0.1:{port[0]}"
 
 
@@ -245,7 +254,7 @@ class Load:
 
     def run(self, address: str) -> None:
         """Be one client."""
-        with httpx.Client(timeout=1.0) as client:
+        with httpx.Client(timeout=PATIENCE) as client:
             while True:
                 number = next(self._numbers)
                 try:
@@ -279,7 +288,7 @@ async def take(url: str, queue: str, count: int) -> list[int]:
             if len(taken) >= count:
                 enough.set()
 
-        async with other.consuming(), asyncio.timeout(10):
+        async with other.consuming(), asyncio.timeout(PATIENCE):
             await enough.wait()
     return taken
 

@@ -30,7 +30,7 @@ from aioredismq import (
 )
 from aioredismq.testing import ClusterNodes, RedisServer, SentinelSet
 from tests.pages import OURS, sections_of
-from tests.programs import ROOT, Program
+from tests.programs import ROOT, Program, complaints
 from tests.support import eventually
 
 if TYPE_CHECKING:
@@ -41,7 +41,10 @@ if TYPE_CHECKING:
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 SECTIONS = [section for page in PAGES for section in sections_of(page, ROOT)]
 LOCAL = "redis://localhost:6379/0"
-LIMIT = 10.0
+LIMIT = 30.0
+
+# Processes begin, one after the other, on a machine that may be busy.
+pytestmark = pytest.mark.timeout(120)
 
 
 @pytest.fixture(scope="module")
@@ -85,7 +88,7 @@ def test_what_a_page_shows_works(
             caplog.clear()
             reader.go_on(block)
             if not block.fails_on_purpose:
-                assert not caplog.messages
+                assert not complaints(caplog.messages)
     except BaseException as error:
         error.add_note(f"in {section}, line {block.line}")
         raise

@@ -99,7 +99,7 @@ class Faults:
         await run_sync(self._server.kill)
         await self._for_a_while(0.5)
         await run_sync(self._server.start)
-        await eventually(self._is_loaded, 10)
+        await eventually(self._is_loaded)
 
     async def _is_loaded(self) -> bool:
         about = await run_sync(self._server.command, "INFO", "persistence")

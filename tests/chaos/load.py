@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import random
-from contextlib import asynccontextmanager, suppress
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from typing import TYPE_CHECKING
 
 from anyio import create_task_group
@@ -13,6 +13,7 @@ from anyio import create_task_group
 from aioredismq import (
     BacklogError,
     Connection,
+    ConnectionLostError,
     Consumer,
     ConsumerConfig,
     ExponentialBackoff,
@@ -71,9 +72,8 @@ class Load:
         self.ledger = Ledger()
         self.queue = RedisMessageQueue(name, _connection(url), produce_timeout=3.0)
         self.other = RedisMessageQueue(name, _connection(consumer_url))
-        self.consumers = [
-            Consumer(queue, self._handle, config) for queue in (self.queue, self.other)
-        ]
+        self._config = config
+        self.consumers = [self._consumer(queue) for queue in (self.queue, self.other)]
         self.chance = random.Random(seed)
         """Decides how long handlers take, and when and how the test breaks things."""
         self._numbers = itertools.count()
@@ -83,12 +83,27 @@ class Load:
         self.sending = 0
         """Sends whose outcome is not known yet."""
 
+    def _consumer(self, queue: RedisMessageQueue) -> Consumer:
+        return Consumer(queue, self._handle, self._config)
+
+    async def open(self, stack: AsyncExitStack) -> None:
+        """Open both queues and start both consumers, for the length of the stack."""
+        for at, queue in enumerate((self.queue, self.other)):
+            await _open(queue, stack)
+            while True:
+                try:
+                    await self.consumers[at].start()
+                    break
+                except ConnectionLostError:
+                    self.consumers[at] = self._consumer(queue)
+            stack.push_async_exit(self.consumers[at])
+
     @property
     def held(self) -> int:
         """Messages read and not settled."""
         return sum(consumer.held for consumer in self.consumers)
 
-    async def flows(self, messages: int = 40, limit: float = 8.0) -> None:
+    async def flows(self, messages: int = 40, limit: float = 30.0) -> None:
         """Wait until so many more messages have been handled."""
         before = self.ledger.handled.total()
         await eventually(
@@ -123,7 +138,10 @@ class Load:
 
     async def _nothing_is_pending(self) -> bool:
         mine = f"{self.queue.name}_group"
-        groups = [one for one in await self.queue.groups() if one.name == mine]
+        try:
+            groups = [one for one in await self.queue.groups() if one.name == mine]
+        except ConnectionLostError:
+            return False
         return not any(one.pending or one.waiting for one in groups)
 
     def go_on(self) -> None:
@@ -178,7 +196,7 @@ async def under_load(
     *,
     consumer_url: str | None = None,
     seed: int = 1,
-    limit: float = 20.0,
+    limit: float = 30.0,
     kind: type[Load] = Load,
     config: ConsumerConfig = CONFIG,
 ) -> AsyncIterator[Load]:
@@ -194,13 +212,8 @@ async def under_load(
         config: How both consumers read, run and recover.
     """
     load = kind(url, name, consumer_url or url, seed, config)
-    async with (
-        load.queue,
-        load.other,
-        load.consumers[0],
-        load.consumers[1],
-        create_task_group() as tasks,
-    ):
+    async with AsyncExitStack() as stack, create_task_group() as tasks:
+        await load.open(stack)
         for _ in range(4):
             tasks.start_soon(load.produce)
         await load.flows()
@@ -235,7 +248,7 @@ class Sends:
                 self.ledger.refused.add(body)
             await asyncio.sleep(self.chance.random() * 0.002)
 
-    async def flows(self, messages: int, limit: float = 10.0) -> None:
+    async def flows(self, messages: int, limit: float = 30.0) -> None:
         """Wait until so many more are accepted."""
         before = len(self.ledger.accepted)
         await eventually(lambda: len(self.ledger.accepted) >= before + messages, limit)
@@ -258,12 +271,22 @@ async def sending(
     """
     one, other = (RedisMessageQueue(name, _connection(target)) for _ in range(2))
     sends = Sends([one, other], seed)
-    async with one, other, create_task_group() as tasks:
+    async with AsyncExitStack() as stack, create_task_group() as tasks:
+        for queue in (one, other):
+            await _open(queue, stack)
         for number in range(8):
             tasks.start_soon(sends.send, number)
         await sends.flows(200)
         yield sends
         sends.stop()
+
+
+async def _open(queue: RedisMessageQueue, stack: AsyncExitStack) -> None:
+    """Open a queue; again, as a supervisor would, when a second was too short for an answer."""
+    stack.push_async_callback(queue.close)
+    while not queue.is_initialized:
+        with suppress(ConnectionLostError):
+            await queue.initialize()
 
 
 def _connection(target: str | Redis) -> Connection:

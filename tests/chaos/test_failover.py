@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import pytest
@@ -50,22 +51,43 @@ def nodes(server_path: Path | None) -> Iterator[ClusterNodes]:
         yield running
 
 
+@dataclass(slots=True)
+class Excuse:
+    """What a master that dies may take with it."""
+
+    accepted: set[int] = field(default_factory=set)
+    repeated: int = MOST_REPEATED
+
+
 @asynccontextmanager
-async def excused(load: Load) -> AsyncIterator[set[int]]:
+async def excused(load: Load, master: RedisServer) -> AsyncIterator[Excuse]:
     """Excuse what is accepted during the block, and then neither handled nor a dead letter.
 
-    Nothing else: not what was accepted a moment before, nor anything accepted after it. In the
-    end the set that is yielded has what was accepted during it.
+    Nothing else: not what was accepted before all was passed on for the last time, nor anything
+    accepted after it. What was read or acknowledged since then may come again.
     """
-    ledger, during = load.ledger, set[int]()
-    before = set(ledger.accepted)
-    await asyncio.sleep(1.0)  # long enough to be passed on
+    ledger, excuse = load.ledger, Excuse()
+    before, done = set[int](), 0
+
+    async def is_passed_on() -> bool:
+        nonlocal before, done
+        before, done = set(ledger.accepted), _done(load)
+        await client.set(f"{{{load.queue.name}}}:mark", 1, ex=60)
+        return int(await client.wait(1, 1000)) >= 1
+
+    async with Redis.from_url(master.url) as client:
+        await eventually(is_passed_on)
     await load.a_moment()
-    yield during
-    during |= ledger.accepted - before
+    yield excuse
+    excuse.accepted |= ledger.accepted - before
+    excuse.repeated += load.held + _done(load) - done
     await asyncio.sleep(2 * VISIBILITY)
     # A dead letter may have been written where it was lost.
-    ledger.taken |= during & (ledger.open | ledger.rejected)
+    ledger.taken |= excuse.accepted & (ledger.open | ledger.rejected)
+
+
+def _done(load: Load) -> int:
+    return load.ledger.handled.total() + len(load.ledger.rejected)
 
 
 async def fail_over(own: SentinelSet, chance: Random) -> RedisServer:
@@ -77,7 +99,7 @@ async def fail_over(own: SentinelSet, chance: Random) -> RedisServer:
     former = own.master
     await eventually(lambda: all(listeners(each) == 2 for each in own.sentinels))
     chance.choice(own.sentinels).command("SENTINEL", "FAILOVER", own.service)
-    await eventually(lambda: own.master.port != former.port, 20)
+    await eventually(lambda: own.master.port != former.port, 60)
     return former
 
 
@@ -92,17 +114,17 @@ async def test_a_killed_master_behind_sentinel_is_followed(
     sentinels: SentinelSet, name: str, seed: int
 ) -> None:
     """The sentinels agree on another one within seconds, and work goes on there."""
-    async with under_load(sentinels.url, name, seed=seed, limit=30) as load:
+    async with under_load(sentinels.url, name, seed=seed) as load:
         former = sentinels.master
-        async with excused(load):
+        async with excused(load, former) as excuse:
             await run_sync(former.kill)
-        await eventually(lambda: sentinels.master.port != former.port, 20)
-        await load.flows(40, limit=15)
+        await eventually(lambda: sentinels.master.port != former.port, 60)
+        await load.flows()
 
     async with Redis.from_url(sentinels.master.url) as client:
         verdict = await judge(load.ledger, client, name)
-    assert verdict.taken <= 50
-    assert verdict.holds(duplicates=MOST_REPEATED), verdict
+    assert verdict.taken <= 100
+    assert verdict.holds(excuse.repeated), verdict
 
 
 async def test_a_planned_failover_behind_sentinel_loses_nothing(
@@ -113,10 +135,10 @@ async def test_a_planned_failover_behind_sentinel_loses_nothing(
     It is left before the other one is promoted, so that it takes nothing that would go with its
     demotion: no message, no dead letter, no acknowledgement.
     """
-    async with under_load(sentinels.url, name, seed=seed, limit=30) as load:
+    async with under_load(sentinels.url, name, seed=seed) as load:
         former = await fail_over(sentinels, load.chance)
         left_at = last_id(former, name)
-        await load.flows(40, limit=8)
+        await load.flows()
         assert last_id(former, name) == left_at
 
     async with Redis.from_url(sentinels.master.url) as client:
@@ -166,11 +188,11 @@ async def test_a_planned_failover_in_a_cluster_loses_nothing(
     nodes: ClusterNodes, name: str, seed: int
 ) -> None:
     """`CLUSTER FAILOVER` waits until the replica has everything; the queue follows the slot."""
-    async with under_load(nodes.url, name, seed=seed, limit=30) as load:
+    async with under_load(nodes.url, name, seed=seed) as load:
         former = await run_sync(nodes.master_of, name)
         replica = _replica_of(nodes, former)
-        await _take_over(replica)
-        await load.flows(40, limit=10)
+        await eventually(lambda: _has_taken_over(replica), 60)
+        await load.flows()
 
     async with RedisCluster.from_url(nodes.url) as client:
         verdict = await judge(load.ledger, client, name)
@@ -192,19 +214,19 @@ async def test_a_killed_node_of_a_cluster_is_followed(
     nodes: ClusterNodes, name: str, seed: int
 ) -> None:
     """Its replica is promoted, and the queue's connections find it."""
-    async with under_load(nodes.url, name, seed=seed, limit=30) as load:
+    async with under_load(nodes.url, name, seed=seed) as load:
         former = await run_sync(nodes.master_of, name)
         replica = _replica_of(nodes, former)
-        async with excused(load):
+        async with excused(load, former) as excuse:
             await run_sync(former.kill)
-        await eventually(lambda: "role:master" in _info(replica), 20)
-        await load.flows(40, limit=15)
+        await eventually(lambda: "role:master" in _info(replica), 60)
+        await load.flows()
 
     living = next(node for node in nodes.nodes if node is not former)
     async with RedisCluster.from_url(living.url) as client:
         verdict = await judge(load.ledger, client, name)
-    assert verdict.taken <= 50
-    assert verdict.holds(duplicates=MOST_REPEATED), verdict
+    assert verdict.taken <= 100
+    assert verdict.holds(excuse.repeated), verdict
 
 
 def _info(node: RedisServer) -> str:

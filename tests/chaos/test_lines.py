@@ -99,7 +99,7 @@ async def test_a_slow_line_costs_nothing_but_time(
     """Up to a tenth of a second each way: everything still arrives once."""
     async with FaultyLine(url) as line, under_load(line.url, name, seed=seed) as load:
         line.delay(0.05 + load.chance.random() / 20)
-        await load.flows(40, limit=15)
+        await load.flows()
         line.heal()
         await load.flows(20)
 

@@ -148,7 +148,7 @@ async def test_what_is_refused_is_neither_lost_nor_done_twice(
         for length in (0.1, 1.5 * VISIBILITY):
             async with refusal(saving_server, client):
                 await asyncio.sleep(length)
-            await load.flows(40)
+            await load.flows()
 
     async with Redis.from_url(saving_server.url) as client:
         verdict = await judge(load.ledger, client, name)
@@ -166,7 +166,7 @@ async def test_a_loading_server_is_waited_for(
             async with under_load(server.url, name, seed=seed) as load:
                 await run_sync(server.kill)
                 await run_sync(server.start)
-                await load.flows(40, limit=10)
+                await load.flows()
         log = (server.directory / "server.log").read_text()
         took = re.findall(r"DB loaded from .*: ([\d.]+) seconds", log)
         assert max(map(float, took)) > 1
@@ -420,7 +420,8 @@ async def test_a_busy_server_is_not_pestered_by_sends(
 
         await asyncio.wait(sends.all)
 
-        assert time.monotonic() - killed < 8  # half a second, on a quiet machine
+        # Half a second, on a quiet machine; minutes, if each asked by itself.
+        assert time.monotonic() - killed < 15
         with pytest.raises(ResponseError):
             await endless
         refused = await _commands(client) - before - len(sends.all)
@@ -525,6 +526,8 @@ async def _put_something_else_there(client: Redis, name: str) -> None:
     await client.set(name, "something else")
 
 
+# Seconds. It takes less than one; who takes leave of a server that does not answer waits for 5.
+FATAL_WITHIN = 5.0
 FATAL: list[Any] = [
     pytest.param(_change_password, AuthenticationError, id="password"),
     pytest.param(_revoke_reading, PermissionDeniedError, id="reading"),
@@ -573,7 +576,7 @@ async def test_what_does_not_pass_by_itself_ends_consumers_with_the_reason(
 
         async def be_consuming() -> None:
             async with queue.consuming():
-                await eventually(lambda: "has ended" in str(queue.health()), 10)
+                await eventually(lambda: "has ended" in str(queue.health()))
 
         async def consume() -> None:
             async with queue:
@@ -581,8 +584,8 @@ async def test_what_does_not_pass_by_itself_ends_consumers_with_the_reason(
 
         work = {"run": queue.run, "consuming": be_consuming, "consume": consume}[way]
         working = asyncio.ensure_future(work())
-        async with RedisMessageQueue(name, url) as patient:
-            await patient.produce(1)
+        async with RedisMessageQueue(name, url) as producing:
+            await producing.produce(1)
         async with RedisMessageQueue(name, url, produce_timeout=0.5) as producing:
             await handled.until(1)
             await deed(client, name)
@@ -591,9 +594,9 @@ async def test_what_does_not_pass_by_itself_ends_consumers_with_the_reason(
 
             asked = time.monotonic()
             with pytest.raises(error):
-                await asyncio.wait_for(working, 12)
+                await asyncio.wait_for(working, 60)
             # Nothing is waited for that will never be answered.
-            assert time.monotonic() - asked < 5
+            assert time.monotonic() - asked < FATAL_WITHIN
         with suppress(RedisError):
             await client.acl_setuser("worker", enabled=True, commands=["+@all"])
 
@@ -658,7 +661,7 @@ async def test_what_cannot_be_put_elsewhere_stays_where_it_is(
             if what == "delayed":
                 await put_in_the_way(obstacle, client, name)
             with pytest.raises((PermissionDeniedError, WrongKeyTypeError)):
-                async with asyncio.timeout(20):
+                async with asyncio.timeout(60):
                     await queue.consume(handle, visibility_timeout=0.5)
 
             await put_right(obstacle, client, name)

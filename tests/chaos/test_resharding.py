@@ -77,14 +77,14 @@ async def test_a_queue_whose_slot_moves_is_followed(
     nodes: ClusterNodes, name: str, seed: int
 ) -> None:
     """While some keys are here and some there, Redis lets nobody use them: all waits."""
-    async with under_load(nodes.url, name, seed=seed, limit=30) as load:
+    async with under_load(nodes.url, name, seed=seed) as load:
         for _ in range(2):
             move = await run_sync(Move, nodes, name)
             await load.a_moment(0.3)
             while await run_sync(move.move_a_key):
                 await load.a_moment(0.3)
             await run_sync(move.finish)
-            await load.flows(40)
+            await load.flows()
 
     async with RedisCluster.from_url(nodes.url) as client:
         verdict = await judge(load.ledger, client, name)
@@ -95,7 +95,7 @@ async def test_a_slot_that_is_long_on_its_way_is_waited_for(
     nodes: ClusterNodes, name: str, logged: list[str]
 ) -> None:
     """Its keys have left, and no node has been told: nobody looks for it over and over."""
-    async with under_load(nodes.url, name, limit=30) as load:
+    async with under_load(nodes.url, name) as load:
         move = await run_sync(Move, nodes, name)
         while await run_sync(move.move_a_key):
             pass
@@ -105,7 +105,7 @@ async def test_a_slot_that_is_long_on_its_way_is_waited_for(
         await asyncio.sleep(2)
         connections, lines = move.connections - before, len(logged)
         await run_sync(move.finish)
-        await load.flows(40)
+        await load.flows()
 
     assert lines / 2 < 2
     assert connections / 2 < 8

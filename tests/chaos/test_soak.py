@@ -133,7 +133,7 @@ async def test_random_faults_lose_nothing_and_leave_nothing_behind(
             load.go_on()
             while time.monotonic() < over:
                 await faults.happen()
-            await load.quiet(15)
+            await load.quiet(30)
             async with Redis.from_url(durable_server.url, protocol=2) as client:
                 await load.take_stock(client)
             looks.append(await look(durable_server, name))

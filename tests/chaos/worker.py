@@ -18,13 +18,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from aioredismq import (
-    Connection,
     ExponentialBackoff,
     Message,
     RedisMessageQueue,
     RejectMessage,
     RetryMessage,
 )
+from tests.support import eventually
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -33,8 +33,8 @@ if TYPE_CHECKING:
 async def end(message: Message) -> None:
     """Take `seconds`, none if not said, wait until this worker may end any, and succeed."""
     await asyncio.sleep(message.body.get("seconds", 0))
-    while MAY_END is not None and not MAY_END.exists():
-        await asyncio.sleep(0.01)
+    if MAY_END is not None:
+        await eventually(MAY_END.exists, 3600)
 
 
 async def hang(message: Message) -> None:
@@ -108,8 +108,7 @@ async def handle(message: Message) -> None:
 
 async def work(url: str, name: str, settings: dict[str, Any]) -> None:
     """Consume until a signal comes."""
-    connection = Connection(url, reply_timeout=1, connect_timeout=1)
-    queue = RedisMessageQueue(name, connection)
+    queue = RedisMessageQueue(name, url)
     queue.handler(retry=ExponentialBackoff(initial=0), **settings)(handle)
     os.write(1, b"ready\n")
     await queue.run()
