@@ -17,7 +17,7 @@ from hypothesis import settings
 from redis.asyncio import Redis
 
 from aioredismq.testing import ClusterNodes, RedisServer, SentinelSet, find_servers
-from tests.support import Deployment, choose_servers
+from tests.support import PATIENCE, Deployment, choose_servers
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
@@ -186,8 +186,8 @@ def own_server(server_path: Path | None) -> Iterator[RedisServer]:
 
 @pytest.fixture(scope="session")
 def sentinel(server_path: Path | None) -> Iterator[SentinelSet]:
-    """A master with a replica, watched by three Sentinels, which are in no hurry to replace it."""
-    with SentinelSet(server_path, down_after=30.0) as running:
+    """A master with a replica, watched by three Sentinels; nobody ends it."""
+    with SentinelSet(server_path, down_after=PATIENCE) as running:
         yield running
 
 
@@ -200,8 +200,8 @@ def own_set(server_path: Path | None) -> Iterator[SentinelSet]:
 
 @pytest.fixture(scope="session")
 def cluster(server_path: Path | None) -> Iterator[ClusterNodes]:
-    """A cluster of three masters with a replica each."""
-    with ClusterNodes(server_path) as running:
+    """A cluster of three masters with a replica each; nobody ends one."""
+    with ClusterNodes(server_path, node_timeout=PATIENCE) as running:
         yield running
 
 

@@ -18,6 +18,10 @@ if TYPE_CHECKING:
 
 Client: TypeAlias = "Redis | RedisCluster"
 
+# Seconds of silence after which a server nobody has ended is taken for dead. A failover because
+# the machine did not run it for one would take away what tests have sent.
+PATIENCE = 20.0
+
 # What one look counts for at most, with the pause behind it: a moment in which the whole process
 # was not run at all is no time that anybody had.
 LONGEST_LOOK = 0.25

@@ -98,7 +98,14 @@ async def fail_over(own: SentinelSet, chance: Random) -> RedisServer:
     """
     former = own.master
     await eventually(lambda: all(listeners(each) == 2 for each in own.sentinels))
-    chance.choice(own.sentinels).command("SENTINEL", "FAILOVER", own.service)
+    asked = chance.choice(own.sentinels)
+
+    def begins() -> bool:
+        with suppress(RedisError):  # it has not heard of the replica for a moment
+            return asked.command("SENTINEL", "FAILOVER", own.service) == "OK"
+        return False
+
+    await eventually(begins)
     await eventually(lambda: own.master.port != former.port, 60)
     return former
 

@@ -41,16 +41,17 @@ async def test_a_delayed_message_is_handled_when_it_is_due(
         began["two"][body] = time.time()
 
     async with RedisMessageQueue(name, connection, groups=("one", "two")) as queue:
-        due = {"delay": time.time() + 0.2}
-        sent = {"delay": await queue.produce("delay", delay=0.2)}
-        now = datetime.now(UTC)
-        due |= {"at": now.timestamp() + 0.25, "moment": now.timestamp() + 0.3}
-        soon = now + timedelta(seconds=0.3)
-        sent |= {
+        now = time.time()
+        due = {"at": now + 0.2, "moment": now + 0.3, "past": now}
+        soon = datetime.now(UTC) + timedelta(seconds=0.3)
+        sent = {
             "moment": await queue.produce("moment", at=soon),
             "at": await queue.produce("at", at=due["at"]),
-            "past": await queue.produce("past", at=due["at"] - 60),
         }
+        # Of these the last, however long the others have taken.
+        due["delay"] = time.time() + 0.4
+        sent["delay"] = await queue.produce("delay", delay=0.4)
+        sent["past"] = await queue.produce("past", at=now - 60)
         assert await look.xlen(name) == 1
         async with (
             Consumer(queue, one, ConsumerConfig(group="one")),
@@ -60,9 +61,9 @@ async def test_a_delayed_message_is_handled_when_it_is_due(
 
         assert ids == sent
         for seen in began.values():
-            assert list(seen) == ["past", "delay", "at", "moment"]
+            assert list(seen) == ["past", "at", "moment", "delay"]
             late = [seen[body] - due[body] for body in ("delay", "at", "moment")]
-            assert -ROUNDING < min(late) <= max(late) < WITHOUT_BELL
+            assert -ROUNDING < min(late) <= max(late) < 10
         assert await left(look, name, "one") == await left(look, name, "two") == NOTHING
         await queue.delete()
 
@@ -70,11 +71,20 @@ async def test_a_delayed_message_is_handled_when_it_is_due(
 async def test_due_messages_start_in_time(
     queue: RedisMessageQueue, deployment: Deployment
 ) -> None:
-    """Within 100 ms, also when a consumer that sleeps until later must be told by another."""
-    began: list[tuple[float, float]] = []
+    """Within 100 ms, also when a consumer that sleeps until later must be told by another.
+
+    Counted from when a timer of this process would have gone off.
+    """
+    late: list[float] = []
+    woken: dict[float, float] = {}
 
     async def handler(due: float) -> None:
-        began.append((due, time.time()))
+        assert time.time() - due > -ROUNDING
+        late.append(time.time() - woken.get(due, due))
+
+    async def wake(due: float) -> None:
+        await asyncio.sleep(due - time.time())
+        woken[due] = time.time()
 
     async with (
         Connection(deployment.url) as another,
@@ -84,16 +94,15 @@ async def test_due_messages_start_in_time(
     ):
         await queue.produce(0, delay=60)
         begun = time.time()
-        dues = [begun + 0.1 + number * 0.01 for number in range(50)]
+        dues = [begun + 1 + number * 0.01 for number in range(50)]
+        alarms = asyncio.gather(*map(wake, dues))
         # The later ones first: each that is sent then is due before all that were known.
         await asyncio.gather(*[other.produce(due, at=due) for due in reversed(dues)])
-        await eventually(lambda: len(began) == 50)
+        await eventually(lambda: len(late) == 50)
+        await alarms
 
-    assert min(at - due for due, at in began) > -ROUNDING
-    ours = time.monotonic() - time.time()
-    late = [standstills.passed(due + ours, at + ours) for due, at in began]
     assert statistics.median(late) < 0.1
-    assert max(late) < 1
+    assert max(late) < 10
 
 
 async def test_a_delayed_retry_is_its_groups_own(
@@ -106,7 +115,7 @@ async def test_a_delayed_retry_is_its_groups_own(
     async def busy(message: Message) -> None:
         if message.attempt == 1:
             failed.append(time.time())
-            raise RetryMessage("busy", delay=2)
+            raise RetryMessage("busy", delay=4)
         again.append(time.time())
 
     fine, others = Messages(), Messages()
@@ -133,7 +142,7 @@ async def test_a_delayed_retry_is_its_groups_own(
                 await eventually(lambda: bool(again))
         assert len(fine.seen) == len(again) == 1
         assert not others.seen
-        assert 2 - ROUNDING < again[0] - failed[0] < 2 + WITHOUT_BELL
+        assert 4 - ROUNDING < again[0] - failed[0] < 20
         assert await left(look, name, "busy") == await left(look, name, "fine")
         assert await left(look, name, "busy") == NOTHING
         await queue.delete()

@@ -102,8 +102,10 @@ async def test_a_group_made_while_another_drains_misses_nothing_unsettled(
     await queue.produce_many(range(2000))
     async with Consumer(queue, first):
         await first.until(300)
+        first.gate = asyncio.Event()
         async with Consumer(queue, second, ConsumerConfig(group="late")):
             unsettled = set(range(2000)) - set(first.bodies)
+            first.gate.set()
             await first.until(2000)
             await eventually(lambda: unsettled <= set(second.bodies))
 

@@ -108,7 +108,7 @@ async def test_all_that_die_again_are_redriven_once(queue: RedisMessageQueue) ->
     await die(queue)
     rejecting = Handled(error=RejectMessage("still not"))
     async with Consumer(queue, rejecting, ConsumerConfig(group="fails")):
-        with fail_after(8):
+        with fail_after(30):
             done = await queue.dead_letters.redrive(all=True)
         await rejecting.until(5)
         await eventually(lambda: has_letters(queue, 5))
@@ -153,7 +153,7 @@ async def test_letters_are_consumed_and_those_that_fail_or_are_cut_off_stay(
     await eventually(lambda: len(started) == 5)
     await eventually(lambda: has_letters(queue, 4))
     task.cancel()
-    with fail_after(8):
+    with fail_after(30):
         await asyncio.wait([task])
 
     letters = queue.dead_letters
@@ -165,7 +165,7 @@ async def test_letters_are_consumed_and_those_that_fail_or_are_cut_off_stay(
     task = asyncio.ensure_future(letters.consume(rest))
     await eventually(lambda: has_letters(queue, 2))
     task.cancel()
-    with fail_after(8):
+    with fail_after(30):
         await asyncio.wait([task])
     assert sorted(rest.bodies) == [3, 4]
     assert (await letters.redrive(all=True)).count == 2

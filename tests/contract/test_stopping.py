@@ -193,7 +193,7 @@ async def stop_at_every_moment(
         assert queue.channel.connection._readers == 0
         rest = Handled()
         async with Consumer(queue, rest):
-            await rest.until(12 - len(work.finished), limit=10)
+            await rest.until(12 - len(work.finished))
         assert sorted(work.finished + rest.bodies) == list(range(12))
         assert work.attempts <= {1}
         assert await left(look, queue.name) == NOTHING
@@ -268,7 +268,7 @@ async def test_a_stopped_consumer_hands_back_at_once(
         await queue.produce_many(range(2, 10))
         async with Consumer(queue, quick), anyio.create_task_group() as tasks:
             tasks.start_soon(first.stop)
-            await quick.until(8, limit=10)
+            await quick.until(8)
             assert first.is_running
             slow.gate.set()
 
@@ -334,7 +334,7 @@ async def test_many_unstarted_messages_go_back_and_come_again(
     await queue.produce_many(range(3500))
     config = ConsumerConfig(concurrency=1, shutdown_timeout=0)
     async with Consumer(queue, handler, config):
-        with anyio.fail_after(20):
+        with anyio.fail_after(50):
             await gate.wait()
     after = await left(look, queue.name)
     assert (after.pending, after.pending_lane, after.names) == (0, 0, ())

@@ -35,7 +35,7 @@ async def through(line: FaultyLine) -> AsyncIterator[Redis]:
         yield opened
 
 
-async def answer(reader: asyncio.StreamReader, limit: float = 8.0) -> bytes:
+async def answer(reader: asyncio.StreamReader, limit: float = 30.0) -> bytes:
     """Read one line of a reply."""
     async with asyncio.timeout(limit):
         return await reader.readline()
@@ -112,19 +112,17 @@ async def test_a_delayed_line_is_late_in_both_directions(
 ) -> None:
     """A round trip takes the delay twice, and everything that is under way takes it together."""
     await through.ping()
-    line.delay(0.05)
+    line.delay(0.25)
 
-    async with watched() as standstills:
-        began = time.monotonic()
-        async with through.pipeline(transaction=False) as pipe:
-            for number in range(5):
-                pipe.echo(str(number))
-            replies = await pipe.execute()
-        ended = time.monotonic()
+    began = time.monotonic()
+    async with through.pipeline(transaction=False) as pipe:
+        for number in range(40):
+            pipe.echo(str(number))
+        replies = await pipe.execute()
 
-    assert replies == [b"0", b"1", b"2", b"3", b"4"]
-    assert ended - began >= 0.1
-    assert standstills.passed(began, ended) < 0.5
+    assert replies == [b"%d" % number for number in range(40)]
+    # One by one they would take 20 s.
+    assert 0.5 <= time.monotonic() - began < 10
 
 
 async def test_one_direction_may_be_delayed_alone(
@@ -132,11 +130,11 @@ async def test_one_direction_may_be_delayed_alone(
 ) -> None:
     """The server does at once what its client hears of late."""
     await through.ping()
-    line.delay(5, only="replies")
+    line.delay(600, only="replies")
 
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(through.set, name, "done")
-        await eventually(lambda: client.exists(name), limit=4)
+        await eventually(lambda: client.exists(name))
         line.heal()  # and what was late comes at once
 
     await client.delete(name)
@@ -262,7 +260,7 @@ async def test_a_truncated_reply_ends_in_the_middle(line: FaultyLine) -> None:
 
     writer.write(PING + b"ECHO hello\r\n" + PING)
 
-    async with asyncio.timeout(8):
+    async with asyncio.timeout(30):
         assert await reader.read() == b"+PONG\r\n" + b"$5\r\nhel"
     writer.close()
 
@@ -286,7 +284,7 @@ async def test_a_client_that_sends_no_more_is_answered(line: FaultyLine) -> None
     writer.write(PING)
     writer.write_eof()
 
-    async with asyncio.timeout(8):
+    async with asyncio.timeout(30):
         assert await reader.read() == b"+PONG\r\n"
     writer.close()
     await eventually(lambda: not line.open_connections)

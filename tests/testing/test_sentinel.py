@@ -4,9 +4,11 @@ from contextlib import closing
 from typing import TYPE_CHECKING
 
 import pytest
+from redis import Redis
 from redis.sentinel import Sentinel
 
 from aioredismq.testing import RedisServer, SentinelSet, ServerStartError
+from tests.support import PATIENCE
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -37,10 +39,12 @@ def test_a_planned_failover_makes_the_replica_the_master(
     server_path: Path | None,
 ) -> None:
     """What was written is there, and the old master follows."""
-    with SentinelSet(server_path) as watched:
+    with SentinelSet(server_path, down_after=PATIENCE) as watched:
         before = watched.master
-        before.command("SET", "key", "kept")
-        before.command("WAIT", 1, 1000)
+        # On one connection: it is its own writes that WAIT waits for.
+        with closing(Redis.from_url(before.url)) as client:
+            client.set("key", "kept")
+            assert client.wait(1, 20_000) == 1
 
         watched.failover()
 

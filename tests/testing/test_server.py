@@ -163,8 +163,8 @@ def test_a_paused_server_takes_connections_and_does_not_answer(
         with pytest.raises(redis.TimeoutError):
             client.ping()
         assert is_listening(own_server.port)
-        own_server.resume()
-        assert client.ping()
+    own_server.resume()
+    assert own_server.command("PING") == "PONG"
 
 
 def test_a_paused_server_can_be_stopped(own_server: RedisServer) -> None:
@@ -404,6 +404,7 @@ def test_a_ctrl_c_in_the_terminal_is_not_for_the_server(
     assert os.getsid(pid_of(own_server)) != os.getsid(0)
 
 
+@pytest.mark.timeout(240)
 @pytest.mark.parametrize("paused", [False, True], ids=["running", "paused"])
 @pytest.mark.parametrize("end", ["killed", "exits"])
 def test_a_server_ends_with_its_parent(end: str, paused: bool) -> None:
@@ -430,7 +431,7 @@ def test_a_server_ends_with_its_parent(end: str, paused: bool) -> None:
             parent.send_signal(signal.SIGKILL)
         else:
             parent.stdin.close()
-        parent.wait(30)
+        parent.wait(60)
 
-    _server.wait_until("the port to be free", lambda: not is_listening(int(port)))
-    _server.wait_until("the directory to go", lambda: not Path(directory).exists())
+    _server.wait_until("the port to be free", lambda: not is_listening(int(port)), 60)
+    _server.wait_until("the directory to go", lambda: not Path(directory).exists(), 60)

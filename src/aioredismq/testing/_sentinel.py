@@ -143,10 +143,19 @@ class SentinelSet:
         self._running.close()
 
     def failover(self) -> None:
-        """Have the Sentinels make a replica the master, as in planned maintenance, and wait."""
+        """Have the Sentinels make a replica the master, as in planned maintenance, and wait.
+
+        Raises:
+            ServerStartError: They found no replica fit for it, or it did not take over, within 20
+                seconds each.
+        """
         before = self.master
         asked = next(sentinel for sentinel in self.sentinels if sentinel.is_running)
-        asked.command("SENTINEL", "FAILOVER", self.service)
+        # Refused while the replica has not been heard of for a moment.
+        wait_until(
+            "a replica fit to be the master",
+            lambda: asked.command("SENTINEL", "FAILOVER", self.service) == "OK",
+        )
         wait_until("another master", lambda: self.master is not before)
 
     def _settings(self, port: int) -> str:
