@@ -277,13 +277,15 @@ async def test_refusals_in_the_midst_of_many_sends(
                     return
 
         filling = asyncio.ensure_future(fill_and_free())
-        await asyncio.gather(*[send(body) for body in range(600)])
+        sent = 0
+        while refusals <= 20:  # how many meet a full memory is a matter of chance
+            await asyncio.gather(*[send(body) for body in range(sent, sent + 600)])
+            sent += 600
         over = True
         await filling
 
-        assert refusals > 20
         bodies = (await stored(client, name)).values()
-        assert sorted(map(int, bodies)) == list(range(600))
+        assert sorted(map(int, bodies)) == list(range(sent))
 
 
 # Without haste.
