@@ -244,6 +244,16 @@ async def test_a_refusal_at_any_position_of_a_run_of_batches(
         assert sorted(map(int, bodies)) == list(range(18))
 
 
+async def _fill_and_free(
+    client: Redis, chance: random.Random, over: asyncio.Event
+) -> None:
+    while not over.is_set():
+        for maxmemory in (1, 0):
+            await client.config_set("maxmemory", maxmemory)
+            await asyncio.sleep(chance.random() * 0.004)
+    await client.config_set("maxmemory", 0)
+
+
 async def test_refusals_in_the_midst_of_many_sends(
     own_server: RedisServer, name: str, seed: int
 ) -> None:
@@ -253,15 +263,6 @@ async def test_refusals_in_the_midst_of_many_sends(
         Redis.from_url(own_server.url) as client,
         RedisMessageQueue(name, own_server.url, max_batch=4) as queue,
     ):
-        over = False
-
-        async def fill_and_free() -> None:
-            while not over:
-                for maxmemory in (1, 0):
-                    await client.config_set("maxmemory", maxmemory)
-                    await asyncio.sleep(chance.random() * 0.004)
-            await client.config_set("maxmemory", 0)
-
         refusals = 0
 
         async def send(body: int) -> None:
@@ -276,12 +277,13 @@ async def test_refusals_in_the_midst_of_many_sends(
                 else:
                     return
 
-        filling = asyncio.ensure_future(fill_and_free())
+        over = asyncio.Event()
+        filling = asyncio.ensure_future(_fill_and_free(client, chance, over))
         sent = 0
         while refusals <= 20:  # how many meet a full memory is a matter of chance
             await asyncio.gather(*[send(body) for body in range(sent, sent + 600)])
             sent += 600
-        over = True
+        over.set()
         await filling
 
         bodies = (await stored(client, name)).values()

@@ -62,6 +62,17 @@ async def test_a_paused_server_is_waited_for(
     assert verdict.holds(duplicates=0), verdict
 
 
+async def until_it_flows(load: Load) -> float:
+    """Wait until something is handled: in seconds, without those in which nobody was run here."""
+    before = load.ledger.handled.total()
+    took = 0.0
+    while load.ledger.handled.total() == before and took < 30:
+        looked = time.monotonic()
+        await asyncio.sleep(0.01)
+        took += min(time.monotonic() - looked, 0.05)
+    return took
+
+
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("how", ["killed", "paused", "silent"])
 async def test_a_long_outage_is_sat_out(
@@ -87,13 +98,11 @@ async def test_a_long_outage_is_sat_out(
         await asyncio.sleep(outage / 2)
         said = len(logged) - said
         await run_sync(end) if how != "silent" else end()
-        back = time.monotonic()
-        await load.flows(1)
-        took = time.monotonic() - back
+        took = await until_it_flows(load)
         await load.flows()
 
     print(f"went on after {took:.2f} s; {said} lines logged")  # noqa: T201 -- as the verdict
-    assert took < 10  # 2 s, and some for a busy machine
+    assert took < 4  # 2 s, and some for a busy machine
     assert said <= outage
     async with Redis.from_url(durable_server.url) as client:
         verdict = await judge(load.ledger, client, name)
