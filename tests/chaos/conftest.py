@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from aioredismq.testing import RedisServer
+from tests.programs import complaints
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -61,7 +62,7 @@ class _Warnings(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         """Count one."""
-        self.lines.append(record.getMessage())
+        self.lines += complaints([record.getMessage()])
 
 
 @pytest.fixture
