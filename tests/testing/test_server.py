@@ -126,6 +126,20 @@ def test_a_killed_server_comes_back_empty_on_its_port(own_server: RedisServer) -
     assert (own_server.port, own_server.command("GET", "key")) == (port, None)
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="others let nobody listen there")
+def test_nobody_chooses_the_port_of_a_killed_server(own_server: RedisServer) -> None:
+    """Whoever looks for a free one passes it over, for it is where the server comes back."""
+    own_server.kill()
+
+    with socket.socket() as another, pytest.raises(OSError, match="in use"):
+        another.bind(("127.0.0.1", own_server.port))
+    own_server.start()
+    own_server.stop()
+    with socket.socket() as another:
+        another.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        another.bind(("127.0.0.1", own_server.port))
+
+
 def test_persistence_survives_a_crash(server_path: Path | None) -> None:
     """The append-only file has what was fsynced before the kill."""
     with RedisServer(

@@ -8,8 +8,10 @@ import shutil
 import signal
 import socket
 import subprocess
+import sys
 import tempfile
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import quote
@@ -87,6 +89,7 @@ class RedisServer:
         self._directory: Path | None = None
         self._reaper: Reaper | None = None
         self._process: subprocess.Popen[bytes] | None = None
+        self._kept: socket.socket | None = None
 
     def __enter__(self) -> Self:
         """Start it."""
@@ -151,6 +154,7 @@ class RedisServer:
                     self._port = free_port()
                 if self._start_once(path):
                     self._is_port_free_to_choose = False
+                    self._release_port()
                     return
                 self._port = None  # somebody took it between our look and the server's
         except BaseException:
@@ -171,6 +175,7 @@ class RedisServer:
         if self._given_directory is None and self._directory is not None:
             shutil.rmtree(self._directory, ignore_errors=True)
         self._directory = None
+        self._release_port()
 
     def kill(self) -> None:
         """End it as a crash does (SIGKILL); `start()` brings it back on the same port."""
@@ -329,6 +334,22 @@ class RedisServer:
             self._signal(signal.SIGKILL)
             process.wait()
         self._forget()
+        self._keep_port()
+
+    def _keep_port(self) -> None:
+        """Let nobody choose the port until we start again: bind it, and do not listen."""
+        if (
+            sys.platform == "linux" and self._kept is None
+        ):  # elsewhere we could not either
+            self._kept = socket.socket()
+            self._kept.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            with suppress(OSError):
+                self._kept.bind((HOST, self.port))
+
+    def _release_port(self) -> None:
+        if self._kept is not None:
+            self._kept.close()
+            self._kept = None
 
     def _forget(self) -> None:
         """Note that the process has ended."""
@@ -370,11 +391,9 @@ def wait_until(what: str, is_true: Callable[[], bool], limit: float = 20.0) -> N
     """
     end = time.monotonic() + limit
     while True:
-        try:
+        with suppress(redis.RedisError):
             if is_true():
                 return
-        except redis.RedisError:
-            pass
         if time.monotonic() > end:
             raise ServerStartError(f"waited {limit:g} s in vain for {what}")
         time.sleep(_POLL * 4)
