@@ -92,7 +92,7 @@ class Standstills:
 
     def _look(self) -> None:
         before, self._looked = self._looked, time.monotonic()
-        if self._looked - before > _STANDSTILL:
+        if self._looked - before > LONGEST_LOOK:
             self._seen.append((before, self._looked))
 
     def passed(self, since: float, until: float | None = None) -> float:

@@ -290,7 +290,7 @@ async def _open(queue: RedisMessageQueue, stack: AsyncExitStack) -> None:
 
 
 def _connection(target: str | Redis) -> Connection:
-    return Connection(target, reply_timeout=1.0, connect_timeout=3.0)
+    return Connection(target, reply_timeout=1.0, connect_timeout=1.0)
 
 
 async def _until_certain(error: PublishUncertainError) -> None:

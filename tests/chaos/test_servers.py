@@ -19,7 +19,6 @@ from aioredismq.testing import FaultyLine
 from tests.chaos import tampering
 from tests.chaos.ledger import judge
 from tests.chaos.load import CONCURRENCY, CONFIG, VISIBILITY, Load, under_load
-from tests.support import watched
 
 if TYPE_CHECKING:
     from aioredismq.testing import RedisServer

@@ -15,15 +15,13 @@ from aioredismq import (
     RetryMessage,
 )
 from tests.looking import NOTHING, Handled, Messages, left
-from tests.support import eventually, watched
+from tests.support import eventually
 
 if TYPE_CHECKING:
     from tests.support import Client, Deployment
 
 # The server counts whole milliseconds, and what it sends takes its time.
 ROUNDING = 0.002
-# Seconds after which what is due would be found though nobody has told of it, at the earliest.
-WITHOUT_BELL = 5.0
 
 
 async def test_a_delayed_message_is_handled_when_it_is_due(
@@ -90,7 +88,6 @@ async def test_due_messages_start_in_time(
         Connection(deployment.url) as another,
         RedisMessageQueue(queue.name, another) as other,
         Consumer(queue, handler),
-        watched() as standstills,
     ):
         await queue.produce(0, delay=60)
         begun = time.time()
@@ -131,12 +128,7 @@ async def test_a_delayed_retry_is_its_groups_own(
 
             await eventually(waits)
             await fine.until(1)
-
-            async def is_settled() -> bool:
-                return int(await look.xlen(name)) == 0
-
-            await eventually(is_settled)
-            assert not again
+            assert await look.xlen(name) == 0
             # A group that is made meanwhile, too.
             async with Consumer(queue, others, ConsumerConfig(group="others")):
                 await eventually(lambda: bool(again))

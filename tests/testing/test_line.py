@@ -12,7 +12,7 @@ from redis.backoff import NoBackoff
 from redis.exceptions import ConnectionError as RedisConnectionError
 
 from aioredismq.testing import FaultyLine, RedisServer
-from tests.support import eventually, watched
+from tests.support import eventually
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
