@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from redis.asyncio import Redis
 
-BACK_WITHIN = 4.0  # two, and as much for a busy machine
+BACK_WITHIN = 2.0
 
 
 class Worked:
