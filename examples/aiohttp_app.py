@@ -68,4 +68,11 @@ app.add_routes(routes)
 app.cleanup_ctx.append(background)
 
 if __name__ == "__main__":
-    web.run_app(app, host="127.0.0.1", port=int(os.environ.get("PORT", "8080")))
+    # A request whose body is still to come would hold up the end for a minute: for so long aiohttp
+    # waits for it, and meanwhile messages are taken.
+    web.run_app(
+        app,
+        host="127.0.0.1",
+        port=int(os.environ.get("PORT", "8080")),
+        shutdown_timeout=5,
+    )
