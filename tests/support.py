@@ -79,8 +79,9 @@ async def eventually(
 class Standstills:
     """When this process stood still, on a busy machine: a timer of its event loop came late."""
 
-    def __init__(self) -> None:
-        """None was seen yet."""
+    def __init__(self, shortest: float) -> None:
+        """None was seen yet; what is shorter than so many seconds is none."""
+        self._shortest = shortest
         self._seen: list[tuple[float, float]] = []
         self._looked = time.monotonic()
 
@@ -92,8 +93,14 @@ class Standstills:
 
     def _look(self) -> None:
         before, self._looked = self._looked, time.monotonic()
-        if self._looked - before > LONGEST_LOOK:
+        if self._looked - before > self._shortest:
             self._seen.append((before, self._looked))
+
+    @property
+    def any_seen(self) -> bool:
+        """Whether there was one."""
+        self._look()
+        return bool(self._seen)
 
     def passed(self, since: float, until: float | None = None) -> float:
         """Seconds from one moment of `time.monotonic()` to another, without the standstills."""
@@ -104,9 +111,9 @@ class Standstills:
 
 
 @asynccontextmanager
-async def watched() -> AsyncIterator[Standstills]:
+async def watched(shortest: float = LONGEST_LOOK) -> AsyncIterator[Standstills]:
     """Note the standstills during the block, so that a time measured in it can be a bound."""
-    standstills = Standstills()
+    standstills = Standstills(shortest)
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(standstills.watch)
         yield standstills
