@@ -621,6 +621,42 @@ async def test_a_task_of_it_that_others_cancel_ends_it_with_an_error(
             await consumer.wait()
 
 
+@pytest.mark.parametrize(
+    "first",
+    [
+        "aioredismq Assembly._settle",
+        "aioredismq Bell.listen",
+        "aioredismq Connection._give_back",
+        "aioredismq Link.keep",
+        "aioredismq connection",
+        "aioredismq consumer",
+    ],
+)
+async def test_who_cancels_one_task_after_the_other_need_not_wait_for_ever(
+    url: str, name: str, client: Redis, first: str
+) -> None:
+    """Some programs end so, waiting for each: whichever is the first, all of them end then."""
+    before = asyncio.all_tasks()
+    queue = RedisMessageQueue(name, url)
+    await queue.initialize()
+    handled = Handled()
+    handled.gate = asyncio.Event()
+    consumer = Consumer(queue, handled, ConsumerConfig(shutdown_timeout=0.1))
+    await consumer.start()
+    await queue.produce("held")
+    await handled.until(1)
+
+    ours = asyncio.all_tasks() - before
+    last = [task for task in ours if not task.get_name().startswith(first)]
+    assert len(last) < len(ours)
+    with fail_after(8):
+        for task in [*(ours - set(last)), *last]:
+            task.cancel()
+            await asyncio.wait({task})
+
+    assert await left(client, name) == Left(undelivered_lane=1)
+
+
 async def test_what_has_expired_is_not_handled_when_no_look_succeeds(
     url: str, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -428,6 +428,10 @@ async def test_every_connection_that_is_killed_is_made_again(
 # How many there may be.
 
 
+def nothing() -> None:
+    """Do nothing about a connection that was cancelled."""
+
+
 @pytest.mark.parametrize(("readers", "needed"), [(1, 3), (2, 4), (10, 12)])
 async def test_a_pool_too_small_is_refused_with_the_number_that_is_needed(
     url: str, readers: int, needed: int
@@ -447,13 +451,13 @@ async def test_a_pool_too_small_is_refused_with_the_number_that_is_needed(
 async def test_consumers_are_counted_as_they_come_and_go(url: str) -> None:
     """Of all queues together."""
     async with Connection(url, max_connections=4) as connection:
-        connection.claim_reader()
-        connection.claim_reader()
+        connection.claim_reader(nothing)
+        connection.claim_reader(nothing)
         with pytest.raises(PoolTooSmallError, match="at least 5"):
-            connection.claim_reader()
+            connection.claim_reader(nothing)
 
-        connection.unclaim_reader()
-        connection.claim_reader()
+        connection.unclaim_reader(nothing)
+        connection.claim_reader(nothing)
 
 
 async def test_who_only_produces_needs_one(url: str) -> None:
@@ -478,7 +482,7 @@ async def test_each_queue_of_a_cluster_is_counted(cluster: ClusterNodes) -> None
     """Each has a link of its own, which the bell and the readers must not be out of."""
     async with Connection(cluster.url, max_connections=4) as connection:
         await connection.link("a")
-        connection.claim_reader()
+        connection.claim_reader(nothing)
         await connection.link("b")
 
         with pytest.raises(PoolTooSmallError, match="at least 5"):

@@ -174,7 +174,7 @@ async def test_a_key_that_is_no_stream_is_one_clear_error(
         with pytest.raises(WrongKeyTypeError):
             await Consumer(channel, Handled()).start()
 
-        assert connection._readers == 0
+        assert connection._readers == []
     await client.delete(name)
 
 

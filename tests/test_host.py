@@ -345,6 +345,21 @@ async def test_what_outlasts_others_is_ended_by_its_owner() -> None:
         await outlast(fail, anyio.CancelScope())
 
 
+async def test_who_cancels_what_outlasts_him_is_heard() -> None:
+    """So that its owner can end it: whoever has cancelled it may wait for that."""
+    async with anyio.create_task_group() as tasks:
+        before = asyncio.all_tasks()
+        scope = tasks.cancel_scope
+        tasks.start_soon(outlast, anyio.sleep_forever, scope, scope.cancel)
+        [task] = asyncio.all_tasks() - before
+        await asyncio.sleep(0)
+
+        task.cancel()
+
+        with anyio.fail_after(8):
+            await asyncio.wait({task})
+
+
 async def test_what_is_insisted_on_is_done_before_the_cancellation_is_passed_on() -> (
     None
 ):

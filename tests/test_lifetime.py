@@ -110,6 +110,33 @@ async def test_it_outlasts_the_end_of_the_program_for_those_who_need_it(
     await eventually(lambda: shared.ended == 1)
 
 
+async def test_those_who_need_it_hear_that_it_was_cancelled() -> None:
+    """Once: it waits for them, and whoever has cancelled it may wait for it."""
+    heard = 0
+
+    def hear() -> None:
+        nonlocal heard
+        heard += 1
+
+    async def live(ready: Callable[[], None]) -> None:
+        ready()
+        await lifetime.until_closed()
+
+    lifetime = Lifetime(live, begin=lambda: None, is_needed=lambda: True, cut_off=hear)
+    lifetime.cut_off()  # nothing is there yet
+    await lifetime.open()
+
+    lifetime.cut_off()
+    await eventually(lambda: heard == 1)
+    lifetime.cut_off()
+    for _ in range(5):
+        await asyncio.sleep(0)
+
+    assert heard == 1
+    lifetime.check()
+    await lifetime.close()
+
+
 async def test_who_opens_it_after_all_that_has_a_new_one() -> None:
     """And the new one is not ended because somebody leaves it."""
     shared = Shared()

@@ -58,6 +58,7 @@ class Assembly:
         consumer: str,
         pulls: bool,
         fail: Callable[[BaseException], None],
+        cut_off: Callable[[], None],
         is_cancelled: Callable[[], bool],
     ) -> None:
         """Nothing runs before `start()`.
@@ -70,6 +71,7 @@ class Assembly:
             consumer: Name under which entries become pending.
             pulls: Whether messages are pulled instead of handled.
             fail: Ends the consumer with an error.
+            cut_off: Ends it with one when somebody has cancelled a task of it, but not all.
             is_cancelled: Says whether it was cancelled, with all tasks there are.
         """
         self._stream = stream
@@ -78,7 +80,7 @@ class Assembly:
         group = channel.group_name(config.group)
         self._member = member = Member(stream, group, consumer)
         self._fail = fail
-        self._is_cancelled = is_cancelled
+        self._cut_off = cut_off
         self.held = Held(config.visibility_timeout)
         self._clock = ServerClock(set_ahead=lambda: self._lease.doubt())
         self._group = Group(
@@ -341,7 +343,7 @@ class Assembly:
     async def _settle(self) -> None:
         """What handlers had is handed back even when they are cancelled with all there is."""
         assert self._tasks is not None  # while it runs
-        await outlast(self._settler.run, self._tasks.cancel_scope)
+        await outlast(self._settler.run, self._tasks.cancel_scope, self._cut_off)
 
     async def _bring_back(self) -> None:
         """Run what brings entries beside the reader; what it brings at the end is handed back."""
@@ -360,10 +362,7 @@ class Assembly:
         except asyncio.CancelledError:
             if self._tasks is None or self._tasks.cancel_scope.cancel_called:
                 raise
-            if not self._is_cancelled():  # else its host has been, and ends the others
-                self._fail(
-                    MessageQueueError("one of its tasks was cancelled by others")
-                )
+            self._cut_off()
         except Exception as error:  # noqa: BLE001 -- told to whoever waits for the consumer
             self._fail(error)
 

@@ -86,7 +86,7 @@ class Connection:
         self._is_known = False
         self._connect_timeout = connect_timeout
         self._reply_timeout = reply_timeout
-        self._readers = 0
+        self._readers: list[Callable[[], None]] = []
         self._links: dict[str, Link] = {}
         self._wires: dict[Wire, AbstractConnection] = {}
         self._spent: list[AbstractConnection] = []
@@ -94,7 +94,10 @@ class Connection:
         self.bell: Bell
         self._group: TaskGroup | None = None
         self._lifetime = Lifetime(
-            self._live, begin=self._begin, is_needed=lambda: self._readers > 0
+            self._live,
+            begin=self._begin,
+            is_needed=lambda: bool(self._readers),
+            cut_off=self._cut_off,
         )
 
     # -- lifetime ------------------------------------------------------------------------------
@@ -155,7 +158,11 @@ class Connection:
     def _start(self, run: Callable[[], Awaitable[None]]) -> None:
         assert self._group is not None  # while it is open
         scope, name = self._group.cancel_scope, f"aioredismq {run.__qualname__}"
-        self._group.start_soon(outlast, run, scope, name=name)
+        self._group.start_soon(outlast, run, scope, self._lifetime.cut_off, name=name)
+
+    def _cut_off(self) -> None:
+        for cut_off in list(self._readers):
+            cut_off()
 
     def check(self) -> None:
         """Refuse use on another loop or after a fork.
@@ -184,7 +191,7 @@ class Connection:
             slot = key if self._topology.is_cluster else ""
             link = self._links.get(slot)
             if link is None:
-                self._afford(links=len(self._links) + 1, readers=self._readers)
+                self._afford(links=len(self._links) + 1, readers=len(self._readers))
                 link = Link(
                     lambda on_lost: self.reserve(key, on_lost=on_lost),
                     patience=self._reply_timeout,
@@ -251,20 +258,25 @@ class Connection:
         Raises:
             PoolTooSmallError: They cannot; with the number that is needed.
         """
-        self._afford(links=max(len(self._links), 1), readers=self._readers + readers)
+        readers += len(self._readers)
+        self._afford(links=max(len(self._links), 1), readers=readers)
 
-    def claim_reader(self) -> None:
+    def claim_reader(self, cut_off: Callable[[], None]) -> None:
         """Count one consumer, before it starts; `unclaim_reader` when it has ended.
+
+        Args:
+            cut_off: Called when somebody has cancelled the connection, which stays open until the
+                consumer has ended.
 
         Raises:
             PoolTooSmallError: It cannot be served.
         """
         self.afford(1)
-        self._readers += 1
+        self._readers.append(cut_off)
 
-    def unclaim_reader(self) -> None:
+    def unclaim_reader(self, cut_off: Callable[[], None]) -> None:
         """Undo `claim_reader`."""
-        self._readers -= 1
+        self._readers.remove(cut_off)
         self._lifetime.left()
 
     @property

@@ -103,13 +103,15 @@ class Consumer:
             msg = "a consumer is started once: make another"
             raise MessageQueueError(msg)
         self._stop_requested = asyncio.Event()
-        self._channel.connection.claim_reader()
+        self._channel.connection.claim_reader(self._cut_off)
         self._is_claimed = True
         try:
             await self._host.start()
         except BaseException:
-            await self._outlast()
-            self._unclaim()
+            try:
+                await self._outlast()
+            finally:
+                self._unclaim()
             raise
 
     async def wait(self) -> None:
@@ -241,6 +243,7 @@ class Consumer:
                     consumer=self.name,
                     pulls=self._pulls,
                     fail=self._fail,
+                    cut_off=self._cut_off,
                     is_cancelled=lambda: self._host.is_cancelled,
                 )
                 await self._run(assembly, ready)
@@ -293,7 +296,7 @@ class Consumer:
     def _unclaim(self) -> None:
         if self._is_claimed:
             self._is_claimed = False
-            self._channel.connection.unclaim_reader()
+            self._channel.connection.unclaim_reader(self._cut_off)
 
     def _fail(self, error: BaseException) -> None:
         """End with this error: called by whichever task cannot go on."""
@@ -301,6 +304,11 @@ class Consumer:
             self._fatal = error
             logger.error("consumer %s of %s ends: %s", self.name, self.group, error)
         self.request_stop()
+
+    def _cut_off(self) -> None:
+        """End, as somebody has cancelled what it needs: it would be deaf, and look alive."""
+        if not self._host.is_cancelled:  # else it ends by that
+            self._fail(MessageQueueError("one of its tasks was cancelled by others"))
 
     @property
     def config(self) -> ConsumerConfig:

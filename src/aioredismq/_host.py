@@ -123,7 +123,11 @@ class Host:
         await asyncio.wait({task})
 
 
-async def outlast(run: Callable[[], Awaitable[None]], scope: CancelScope) -> None:
+async def outlast(
+    run: Callable[[], Awaitable[None]],
+    scope: CancelScope,
+    cut_off: Callable[[], None] = lambda: None,
+) -> None:
     """Run what only its owner may end: again, when somebody else has cancelled it.
 
     `asyncio.run` ends by cancelling every task there is, and waits for all of them. What a consumer
@@ -132,6 +136,8 @@ async def outlast(run: Callable[[], Awaitable[None]], scope: CancelScope) -> Non
     Args:
         run: May begin anew after a cancellation, at any await.
         scope: By which the owner cancels.
+        cut_off: Called when somebody else has. It sees to it that the owner ends: who cancels one
+            task after the other, and waits for each, would wait for ever.
     """
     while True:
         try:
@@ -139,6 +145,7 @@ async def outlast(run: Callable[[], Awaitable[None]], scope: CancelScope) -> Non
         except asyncio.CancelledError:
             if scope.cancel_called:
                 raise
+            cut_off()
 
 
 async def insist(clean_up: Callable[[], Awaitable[object]]) -> None:

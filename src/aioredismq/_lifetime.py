@@ -39,6 +39,7 @@ class Lifetime:
         *,
         begin: Callable[[], None],
         is_needed: Callable[[], bool],
+        cut_off: Callable[[], None] = lambda: None,
     ) -> None:
         """Nothing runs before `open()`.
 
@@ -47,10 +48,13 @@ class Lifetime:
                 when `until_closed()` returns.
             begin: Called on each event loop it is opened on, before it is.
             is_needed: Whether somebody who will close it has something to say over it.
+            cut_off: Called when somebody has cancelled it while it is needed, for those who need
+                it to end.
         """
         self._body = body
         self._on_begin = begin
         self._is_needed = is_needed
+        self._cut_off = cut_off
         self._users = 0
         self._loop: asyncio.AbstractEventLoop | None = None
         self._forks = 0
@@ -129,8 +133,14 @@ class Lifetime:
             was_started = self._host is not None
             if was_started and self._is_needed():
                 self._is_ending = True
+                self._cut_off()
                 await self._closing.wait()
             raise
+
+    def cut_off(self) -> None:
+        """Cancel the body, as somebody else has cancelled a part of it; once is enough."""
+        if self._host is not None and not self._host.is_cancelled:
+            self._host.cancel()
 
     def left(self) -> None:
         """Say that somebody needs it no more."""

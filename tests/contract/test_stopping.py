@@ -190,7 +190,7 @@ async def stop_at_every_moment(
         after = await left(look, queue.name)
         assert (after.pending, after.pending_lane, after.names) == (0, 0, ())
         assert after.stream + after.undelivered_lane == 12 - len(work.finished)
-        assert queue.channel.connection._readers == 0
+        assert queue.channel.connection._readers == []
         rest = Handled()
         async with Consumer(queue, rest):
             await rest.until(12 - len(work.finished))
