@@ -14,6 +14,7 @@ from aioredismq import (
     ConnectionLostError,
     Consumer,
     ConsumerConfig,
+    Failure,
     Message,
     MessageQueueError,
     RedisMessageQueue,
@@ -625,6 +626,7 @@ async def test_a_task_of_it_that_others_cancel_ends_it_with_an_error(
     "first",
     [
         "aioredismq Assembly._settle",
+        "aioredismq Assembly._report",
         "aioredismq Bell.listen",
         "aioredismq Connection._give_back",
         "aioredismq Link.keep",
@@ -655,6 +657,38 @@ async def test_who_cancels_one_task_after_the_other_need_not_wait_for_ever(
             await asyncio.wait({task})
 
     assert await left(client, name) == Left(undelivered_lane=1)
+
+
+async def test_what_fails_for_good_at_the_end_of_all_tasks_is_told(
+    url: str, name: str
+) -> None:
+    """Else the end would wait for that, in vain, until its grace is over."""
+    told: list[str] = []
+    before = asyncio.all_tasks()
+    started = asyncio.Event()
+
+    async def refuse(body: str) -> None:
+        started.set()
+        try:
+            await asyncio.sleep(60)
+        except asyncio.CancelledError:
+            raise RejectMessage("too late") from None
+
+    async def tell(message: Message, failure: Failure) -> None:
+        told.append(f"{message.body}: {failure.reason}")
+
+    queue = RedisMessageQueue(name, url)
+    await queue.initialize()
+    await Consumer(queue, refuse, ConsumerConfig(failover_callback=tell)).start()
+    await queue.produce("a")
+    await started.wait()
+
+    ours = asyncio.all_tasks() - before
+    for task in ours:
+        task.cancel()
+    await asyncio.wait(ours)
+
+    assert told == ["a: rejected"]
 
 
 async def test_what_has_expired_is_not_handled_when_no_look_succeeds(

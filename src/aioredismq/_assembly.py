@@ -199,7 +199,7 @@ class Assembly:
         self._tasks = tasks
         for run in (
             self._settle,
-            self._reporter.run,
+            self._report,
             self._work,
             self._lease.run,
             self._reader.run,
@@ -344,6 +344,11 @@ class Assembly:
         """What handlers had is handed back even when they are cancelled with all there is."""
         assert self._tasks is not None  # while it runs
         await outlast(self._settler.run, self._tasks.cancel_scope, self._cut_off)
+
+    async def _report(self) -> None:
+        """And what has failed for good until then is told."""
+        assert self._tasks is not None  # while it runs
+        await outlast(self._reporter.run, self._tasks.cancel_scope, self._cut_off)
 
     async def _bring_back(self) -> None:
         """Run what brings entries beside the reader; what it brings at the end is handed back."""
