@@ -180,14 +180,20 @@ async def test_what_is_too_old_to_be_asked_for_stays_in_doubt() -> None:
     """Nobody will know; what can be known is told."""
     late = MessageQueueError("too late")
     error = PublishManyError(
-        "0 of 2", [None] * 2, {range(1): doubt("1-0"), range(1, 2): doubt(late)}
+        "0 of 3",
+        [None] * 3,
+        {
+            range(1): doubt("1-0"),
+            range(1, 2): doubt(late),
+            range(2, 3): doubt("3-0"),
+        },
     )
 
     for _ in range(2):
         with pytest.raises(PublishManyError, match="too late") as raised:
             await error.retry()
         error = raised.value
-        assert (error.ids, error.uncertain) == (["1-0", None], [1])
+        assert (error.ids, error.uncertain) == (["1-0", None, "3-0"], [1])
 
 
 def test_a_signal_carries_its_words() -> None:

@@ -191,17 +191,22 @@ class PublishManyError(MessageQueueError):
                 `retry()` is safe again, unless that says that it is too late.
         """
         ids, doubts = self.ids.copy(), self._doubts.copy()
+        cause: MessageQueueError | None = None
         for positions, doubt in self._doubts.items():
             try:
                 ids[positions.start : positions.stop] = await doubt.retry_batch()
             except ServerError:
                 pass  # refused, which is an answer: it is not stored
+            except PublishUncertainError as error:
+                doubts[positions] = cause = error
+                break  # each of the others would take as long
             except MessageQueueError as error:
-                if isinstance(error, PublishUncertainError):
-                    doubts[positions] = error
-                text = f"{sum(map(len, doubts))} messages are in doubt still: {error}"
-                raise PublishManyError(text, ids, doubts) from error
+                cause = error  # of the others more may be known
+                continue
             del doubts[positions]
+        if cause is not None:
+            text = f"{sum(map(len, doubts))} messages are in doubt still: {cause}"
+            raise PublishManyError(text, ids, doubts) from cause
         return ids
 
     @property
