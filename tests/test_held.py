@@ -121,7 +121,7 @@ def test_what_was_asked_for_long_ago_shortens_what_is_sound() -> None:
     held = Held(lease=30.0)
     held.sound_until = 100.0
 
-    held.come_late(65.0)
+    held.note_asked(65.0)
     assert held.sound_until == 95.0
-    held.come_late(75.0)
+    held.note_asked(75.0)
     assert held.sound_until == 95.0

@@ -314,7 +314,7 @@ async def test_what_comes_late_during_a_renewal_is_renewed_before_leases_are_sou
         async def and_then_it_comes(ids: list[bytes], *, in_lane: bool) -> list[bytes]:
             lost = await renew(ids, in_lane=in_lane)
             if coming:
-                work.held.come_late(elapsed() - VISIBILITY - 1)
+                work.held.note_asked(elapsed() - VISIBILITY - 1)
                 work.held.add([coming.pop()])
             return lost
 
@@ -335,7 +335,7 @@ async def test_what_was_long_on_its_way_is_sound_for_the_rest_of_its_lease(
         renew = work.member.renew
 
         async def and_then_it_comes(ids: list[bytes], *, in_lane: bool) -> list[bytes]:
-            work.held.come_late(asked)
+            work.held.note_asked(asked)
             return await renew(ids, in_lane=in_lane)
 
         monkeypatch.setattr(work.member, "renew", and_then_it_comes)

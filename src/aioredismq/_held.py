@@ -50,7 +50,7 @@ class Held:
         held.update(dict.fromkeys(ids, elapsed()))
         return entries
 
-    def come_late(self, asked: float) -> None:
+    def note_asked(self, asked: float) -> None:
         """Note, before it is added, that what has come was asked for then.
 
         Redis may have handed it out at once, and the answer waited here while the process stood

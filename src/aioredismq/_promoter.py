@@ -138,7 +138,7 @@ class Promoter:
             asked = elapsed()
             taken = await self._member.take(room)
             if taken.entries:
-                self._held.come_late(asked)
+                self._held.note_asked(asked)
                 self._deliver(taken.entries)
             self._next_due = taken.next_due
             self._set_clock(taken.server_time)

@@ -211,7 +211,7 @@ class Reader:
             self._blocked, self._asked = False, 0
         entries = self._member.read_entries(answer)
         if entries:
-            self._held.come_late(asked)
+            self._held.note_asked(asked)
             self._deliver(entries)
 
     async def _answered(self, loop: asyncio.AbstractEventLoop) -> object:

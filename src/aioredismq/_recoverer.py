@@ -245,7 +245,7 @@ class Recoverer:
             if entry is None:
                 return found
             if not (in_lane if entry.in_lane else in_stream)(entry.id):
-                self._held.come_late(asked)
+                self._held.note_asked(asked)
                 self._held.add([entry])
                 return found
         if self._held.has(entry.id, in_lane=entry.in_lane):
