@@ -625,8 +625,8 @@ async def test_a_task_of_it_that_others_cancel_ends_it_with_an_error(
 @pytest.mark.parametrize(
     "first",
     [
-        "aioredismq Assembly._settle",
-        "aioredismq Assembly._report",
+        "aioredismq Settler.run",
+        "aioredismq Reporter.run",
         "aioredismq Bell.listen",
         "aioredismq Connection._give_back",
         "aioredismq Link.keep",

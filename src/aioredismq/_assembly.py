@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from functools import partial
 from typing import TYPE_CHECKING
 
 from anyio import CancelScope, create_task_group, move_on_after
@@ -197,16 +198,18 @@ class Assembly:
     def start(self, tasks: TaskGroup) -> None:
         """Start every task."""
         self._tasks = tasks
+        # What has failed is handed back and told even when it was cancelled with all there is.
+        for run in (self._settler.run, self._reporter.run):
+            lasting = partial(outlast, run, tasks.cancel_scope, self._cut_off)
+            self._start(tasks, lasting, run.__qualname__)
         for run in (
-            self._settle,
-            self._report,
             self._work,
             self._lease.run,
             self._reader.run,
             self._bring_back,
             self._watcher.run,
         ):
-            tasks.start_soon(self._guard, run, name=f"aioredismq {run.__qualname__}")
+            self._start(tasks, run, run.__qualname__)
         self._channel.connection.bell.add(self._stream.keys.bell, self._ring)
 
     async def drain(self, shutdown_timeout: float) -> None:
@@ -293,7 +296,8 @@ class Assembly:
     def _deliver_from_lane(self, entries: Sequence[Entry]) -> None:
         self._deliver(entries)
         if self._tasks is not None and self._reader.asked > self._dispatcher.room():
-            self._tasks.start_soon(self._guard, self._reader.reconsider)
+            run = self._reader.reconsider
+            self._start(self._tasks, run, run.__qualname__)
 
     async def _run_suspect(self, entry: Entry) -> bool:
         if self._dispatcher.is_closed:
@@ -340,25 +344,21 @@ class Assembly:
             msg = "a handler has cancelled the task it ran in, and then returned"
             self._fail(MessageQueueError(msg))
 
-    async def _settle(self) -> None:
-        """What handlers had is handed back even when they are cancelled with all there is."""
-        assert self._tasks is not None  # while it runs
-        await outlast(self._settler.run, self._tasks.cancel_scope, self._cut_off)
-
-    async def _report(self) -> None:
-        """And what has failed for good until then is told."""
-        assert self._tasks is not None  # while it runs
-        await outlast(self._reporter.run, self._tasks.cancel_scope, self._cut_off)
-
     async def _bring_back(self) -> None:
         """Run what brings entries beside the reader; what it brings at the end is handed back."""
         self._no_more_comes_back.clear()
         try:
             async with create_task_group() as tasks:
-                tasks.start_soon(self._guard, self._promoter.run)
-                tasks.start_soon(self._guard, self._recoverer.run)
+                for run in (self._promoter.run, self._recoverer.run):
+                    self._start(tasks, run, run.__qualname__)
         finally:
             self._no_more_comes_back.set()
+
+    def _start(
+        self, tasks: TaskGroup, run: Callable[[], Awaitable[None]], name: str
+    ) -> None:
+        """Start a task, under a name that says in a dump of all tasks what it is."""
+        tasks.start_soon(self._guard, run, name=f"aioredismq {name}")
 
     async def _guard(self, task: Callable[[], Awaitable[None]]) -> None:
         """Let no task take the others down: what it cannot mend ends the consumer in order."""

@@ -138,6 +138,8 @@ class PublishUncertainError(MessageQueueError):
             PublishUncertainError: Still no answer; this error's `retry()` is safe again.
             MessageQueueError: The identity is too old to be recognised by the server, or the
                 server refuses the message.
+
+        Cancellation: it may be stored, once; `retry()` is safe again.
         """
         return (await self._again())[self._at]
 
@@ -189,6 +191,8 @@ class PublishManyError(MessageQueueError):
         Raises:
             PublishManyError: Some are in doubt still, for the reason in `__cause__`; this error's
                 `retry()` is safe again, unless that says that it is too late.
+
+        Cancellation: what was sent may be stored, once; `retry()` is safe again.
         """
         ids, doubts = self.ids.copy(), self._doubts.copy()
         cause: MessageQueueError | None = None
