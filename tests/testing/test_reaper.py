@@ -16,6 +16,10 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
+# Seconds until a process that was sent a signal has surely ended.
+_LIMIT = 30.0
+
+
 @pytest.fixture
 def sleeper() -> Iterator[subprocess.Popen[bytes]]:
     """A process in a group of its own that would outlive the test."""
@@ -24,13 +28,15 @@ def sleeper() -> Iterator[subprocess.Popen[bytes]]:
         process.kill()
 
 
-def abandon(reaper: Reaper, watched: subprocess.Popen[bytes]) -> int | None:
-    """Do what the end of this process would do; return how the watched process ended, if so."""
+def abandon(reaper: Reaper, watched: subprocess.Popen[bytes]) -> None:
+    """Do what the end of this process would do, and wait until the shell has done its part.
+
+    A process it has killed may still be about to end: the signal is on its way.
+    """
     reaper._pipe.close()
     while reaper._shell.poll() is None:
         with suppress(subprocess.TimeoutExpired):
             watched.wait(0.01)  # its new parent would take note of its end, too
-    return watched.poll()
 
 
 def test_an_abandoned_process_is_ended_and_its_directory_removed(
@@ -42,7 +48,9 @@ def test_an_abandoned_process_is_ended_and_its_directory_removed(
     reaper = Reaper(directory)
     reaper.watch(sleeper.pid)
 
-    assert abandon(reaper, sleeper) == -signal.SIGTERM
+    abandon(reaper, sleeper)
+
+    assert sleeper.wait(_LIMIT) == -signal.SIGTERM
     assert not directory.exists()
 
 
@@ -52,7 +60,9 @@ def test_a_stopped_process_is_ended_too(sleeper: subprocess.Popen[bytes]) -> Non
     reaper = Reaper(None)
     reaper.watch(sleeper.pid)
 
-    assert abandon(reaper, sleeper) == -signal.SIGTERM
+    abandon(reaper, sleeper)
+
+    assert sleeper.wait(_LIMIT) == -signal.SIGTERM
 
 
 def test_a_process_that_will_not_end_is_killed(
@@ -72,7 +82,9 @@ def test_a_process_that_will_not_end_is_killed(
         reaper = Reaper(None)
         reaper.watch(stubborn.pid)
 
-        assert abandon(reaper, stubborn) == -signal.SIGKILL
+        abandon(reaper, stubborn)
+
+        assert stubborn.wait(_LIMIT) == -signal.SIGKILL
 
 
 def test_a_dismissed_reaper_touches_nothing(
@@ -98,7 +110,9 @@ def test_a_forgotten_process_is_not_ended(
     reaper.watch(sleeper.pid)
     reaper.forget()
 
-    assert abandon(reaper, sleeper) is None
+    abandon(reaper, sleeper)
+
+    assert sleeper.poll() is None
     assert not directory.exists()
 
 
