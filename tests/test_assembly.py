@@ -125,15 +125,18 @@ async def test_a_read_that_asks_for_room_the_lane_has_taken_asks_again(
         handled.gate.set()
 
 
+@pytest.mark.one_loop
+@pytest.mark.parametrize("visibility_timeout", [1.0, 30.0])
 async def test_an_idle_consumer_sends_less_than_a_command_a_second(
-    own_server: RedisServer, name: str
+    own_server: RedisServer, name: str, visibility_timeout: float
 ) -> None:
-    """With everything on, at the default visibility timeout; what scripts do inside is theirs."""
+    """With everything on, however short the leases are; what scripts do inside is theirs."""
+    config = ConsumerConfig(visibility_timeout=visibility_timeout)
     sent: list[str] = []
     async with (
         Redis.from_url(own_server.url, protocol=2, socket_timeout=None) as client,
         opened(own_server.url, name) as queue,
-        Consumer(queue, Handled()),
+        Consumer(queue, Handled(), config),
         client.monitor() as seen,
     ):
         await queue.produce(1)

@@ -428,6 +428,29 @@ async def test_only_what_nobody_renews_is_abandoned(
         assert (await them.owner(young), await them.owner(mine)) == (b"other", b"one")
 
 
+@pytest.mark.parametrize("in_lane", [False, True])
+async def test_a_look_says_when_the_first_lease_of_others_ends(
+    url: str, name: str, client: Redis, in_lane: bool
+) -> None:
+    """Before that there is nothing to look for; one's own renewals are one's own business."""
+    async with belonging(url, name, client) as them:
+        assert (await them.recover()).lease_ends is None
+        [mine] = await them.deliver(ONE)
+        await them.age(mine, seconds=VISIBILITY - 1)
+        assert (await them.recover()).lease_ends is None
+
+        entries = await them.deliver(OTHER, 3)
+        if in_lane:
+            entries = await them.hand_back(*entries)
+        for entry, left in zip(entries, (20, 5, 10), strict=True):
+            await them.age(entry, seconds=VISIBILITY - left)
+        found = await them.recover()
+
+        assert found.entry is None
+        assert found.lease_ends is not None
+        assert 0 < found.lease_ends <= 5
+
+
 async def test_what_one_does_not_know_to_hold_is_no_suspect(
     url: str, name: str, client: Redis
 ) -> None:

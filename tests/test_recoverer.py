@@ -35,7 +35,7 @@ pytestmark = pytest.mark.one_loop
 
 GROUP = "billing"
 ONE, GONE = "one", "gone"
-# It looks a quarter of this after the last look, at the latest.
+# It looks a quarter of this after the start, at the latest.
 VISIBILITY = 0.5
 MARK = 1000
 
@@ -245,17 +245,33 @@ async def test_nothing_is_taken_over_when_it_must_not(
 async def test_it_looks_seldom_when_there_is_nothing(
     url: str, name: str, client: Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Each look costs the server a command; and consumers do not look in step."""
-    monkeypatch.setattr(room_of_recoverer, "_PAUSE", 0.2)
-    async with recovering(url, name, client) as work, looking(work):
+    """Each look costs the server a command, however short the leases are."""
+    monkeypatch.setattr(room_of_recoverer, "_LEAST_PAUSE", 0.2)
+    async with recovering(url, name, client, 0.05) as work, looking(work):
         await work.looks(1)
         begun, before = time.monotonic(), await script_calls(client)
 
         await work.looks(10)
 
-        # VISIBILITY / 4 is shorter than the pause: 0.06 to 0.125 s each.
         looks = await script_calls(client) - before
-        assert looks <= 1 + (time.monotonic() - begun) / 0.06
+        assert looks <= 1 + (time.monotonic() - begun) / 0.1
+
+
+async def test_it_looks_when_the_lease_of_another_ends(
+    url: str, name: str, client: Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However seldom it looks otherwise."""
+    monkeypatch.setattr(room_of_recoverer, "_PAUSE", 120.0)
+    monkeypatch.setattr(room_of_recoverer, "_LEAST_PAUSE", 120.0)
+    async with recovering(url, name, client) as work:
+        [entry] = await deliver(work.stream, client, GROUP, GONE, b"x")
+        await client.config_resetstat()
+
+        async with looking(work):
+            await eventually(lambda: len(work.suspects) == 1)
+
+        assert work.suspects[0].id == entry.id
+        assert await script_calls(client) <= 10
 
 
 async def test_a_long_pending_list_is_looked_through_page_by_page(

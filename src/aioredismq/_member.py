@@ -72,10 +72,13 @@ class Recovered:
     Attributes:
         entry: Taken over, with its crashes; None when nothing abandoned was found.
         more: Whether there is more to look at, and nobody else of the group is at it.
+        lease_ends: Seconds until the first lease of others ends that was seen, unless it is
+            renewed; None when none was.
     """
 
     entry: Entry | None
     more: bool
+    lease_ends: float | None = None
 
 
 class Member:
@@ -256,7 +259,7 @@ class Member:
             running: A suspect that still runs: its mark is taken back when another is taken over,
                 as nobody could tell which of the two a process has died of.
         """
-        entry, crashes, from_lane, more = await self.link.run(
+        entry, crashes, from_lane, more, ends = await self.link.run(
             scripts.RECOVER,
             [self._key, self._lane, *self._place(in_lane=False)],
             [
@@ -276,7 +279,9 @@ class Member:
             if entry
             else None
         )
-        return Recovered(found, more=bool(more))
+        return Recovered(
+            found, more=bool(more), lease_ends=None if ends < 0 else ends / 1000
+        )
 
     # -- names ---------------------------------------------------------------------------------
 

@@ -32,8 +32,13 @@ if TYPE_CHECKING:
 logger = logging.getLogger("aioredismq")
 
 # Seconds between looks while nothing is found: a crash is noticed within the visibility timeout
-# and this; 12 commands a minute.
+# and this; some 16 commands a minute. What is delivered to others after a look is not abandoned
+# sooner than a visibility timeout later, so there is no hurry; a short one does not mean that an
+# idle consumer may ask all the time.
 _PAUSE = 5.0
+_LEAST_PAUSE = 3.0
+# Seconds behind the end of a lease it is looked again: several wait for the same end.
+_BEHIND_ITS_END = (0.005, 0.2)
 # Seconds between looks for names of consumers that are gone, and how long those did nothing: a
 # name costs some 100 bytes, so there is no hurry. As often one of a queue's consumers sweeps.
 _RETIRE_EVERY = 300.0
@@ -104,7 +109,9 @@ class Recoverer:
         self._run_suspect = run_suspect
         self._settle = settle
         self._mend = mend
-        self._pause = min(_PAUSE, visibility_timeout / 4)
+        self._quiet = min(_PAUSE, max(_LEAST_PAUSE, visibility_timeout))
+        self._brief = min(_PAUSE, visibility_timeout / 4)
+        self._pause = _jittered(self._brief)
         self._stopped = asyncio.Event()
         self._running: Entry | None = None
         self._tell_at = 0.0
@@ -147,9 +154,9 @@ class Recoverer:
 
         A page is worth a look only when what it has may be taken over.
         """
-        due = time.monotonic() + random.uniform(self._pause * 0.5, self._pause)
+        due = time.monotonic() + self._pause
         while not self._stopped.is_set() and (left := due - time.monotonic()) > 0:
-            pause = _NEXT_SWEPT if self._sweep_from else self._pause
+            pause = _NEXT_SWEPT if self._sweep_from else left
             with move_on_after(
                 min(left, pause if following == "later" else _NEXT_PAGE)
             ):
@@ -210,15 +217,19 @@ class Recoverer:
         Only for a worker that is free, as it is marked from now on. Behind a backlog none ever is
         by chance: the first that has ended its handler waits for the answer.
         """
+        self._pause = _jittered(self._brief)
         with self._one_kept_free():
-            while self._take_until() and not await self._free_worker(self._pause):
+            while self._take_until() and not await self._free_worker(self._brief):
                 await self._ask(None)
                 await self._retire()
                 if self._stopped.is_set():
                     return False
-            found = await self._ask(self._take_until())
+            until = self._take_until()
+            found = await self._ask(until)
         entry = found.entry
         if entry is None:
+            if until is not None:
+                self._pause = self._until_worth_it(found)
             return found.more
         self._tell(entry)
         if entry.crashes >= self._max_crashes:
@@ -228,6 +239,13 @@ class Recoverer:
             ended = await self._run_suspect(entry)
             self._running = None if ended else entry
         return True
+
+    def _until_worth_it(self, found: Recovered) -> float:
+        """Seconds until there may be something to take over: when a lease ends, if one was seen."""
+        quiet = _jittered(self._quiet)
+        if found.lease_ends is None:
+            return quiet
+        return min(quiet, found.lease_ends + random.uniform(*_BEHIND_ITS_END))
 
     async def _ask(self, take_until: float | None) -> Recovered:
         """Ask for one that is abandoned; what is held here, or has just been settled, is not."""
@@ -253,3 +271,7 @@ class Recoverer:
                 self._tell(entry)  # it was lost, is ours again, and runs still
             self._held.add([entry])
         return Recovered(None, more=True)
+
+
+def _jittered(seconds: float) -> float:
+    return random.uniform(seconds / 2, seconds)

@@ -17,7 +17,8 @@
 -- ARGV[6] id of a suspect of ours that still runs, or ''   ARGV[7] 1: it is from the lane, 0: not
 -- ARGV[8] ms between two looks of the group that find nothing and have more to look at
 -- Returns {entry or false, its crashes, 1 when from the lane, 1 when there is more to look at and it is
--- this consumer that looks}.
+-- this consumer that looks, ms until the first lease of others that was seen ends unless it is renewed
+-- or -1}.
 local MARK, UNSURE = 1000, 500
 local page_size = tonumber(ARGV[4])
 
@@ -61,7 +62,7 @@ end
 -- Somebody of the group has just looked, and goes on.
 if may_take and is_within(known[2], tonumber(ARGV[8])) then
   remember()
-  return {false, 0, 0, 0}
+  return {false, 0, 0, 0, -1}
 end
 
 -- Only what came back carries crashes, in digits: anybody may write anything into a stream.
@@ -75,6 +76,7 @@ local function crashes_of(fields, in_lane)
 end
 
 local taken, is_marked, crashes, from_lane, more = false, false, 0, 0, 0
+local ends = -1
 
 local function take(at, pending)
   local key, id, owner, count = KEYS[at], pending[1], pending[2], pending[4]
@@ -130,6 +132,8 @@ for at = 1, 2 do
         following, more = '(' .. pending[1], 1
         break
       end
+    elseif pending[2] ~= ARGV[2] and (ends < 0 or idle - pending[3] < ends) then
+      ends = idle - pending[3]
     end
   end
   if not taken and #page == page_size and looks_for_missed then take_of_missed(at) end
@@ -161,4 +165,4 @@ if not may_take or starts[1] == '-' then
   local failure = write_place(KEYS[1], KEYS[3], KEYS[4], ARGV[1])
   if failure then return failure end
 end
-return {taken, crashes, from_lane, more}
+return {taken, crashes, from_lane, more, ends}
