@@ -35,6 +35,7 @@ async def look(
     *,
     take: bool = True,
     running: Entry | None = None,
+    takes_any: bool = False,
     visibility_timeout: float = VISIBILITY,
 ) -> Recovered:
     """Look once for what is abandoned, and take it over without a hurry."""
@@ -42,6 +43,7 @@ async def look(
         visibility_timeout=visibility_timeout,
         take_until=FAR_AWAY if take else None,
         running=running,
+        takes_any=takes_any,
     )
 
 
@@ -538,28 +540,59 @@ async def test_each_death_while_marked_is_a_crash(
         assert await them.count(entry) == MARK + 3
 
 
-async def test_a_suspect_that_is_not_the_only_one_any_more_is_not_charged(
+async def test_of_suspects_that_run_together_none_is_charged(
     url: str, name: str, client: Redis
 ) -> None:
-    """It runs for long; another is taken over meanwhile; the process dies of either."""
+    """One runs for long; another is taken over meanwhile; the process dies of either."""
     async with belonging(url, name, client) as them:
         long, short = await them.deliver(OTHER, 2)
         await them.age(long, short)
-        first = (await them.recover()).entry
-        assert first is not None
+        first = await them.recover()
+        assert first.entry is not None
+        assert await them.count(first.entry) == MARK
 
-        second = (await them.recover(running=first)).entry
+        second = await them.recover(running=first.entry)
 
-        assert second is not None
-        assert second.id == short.id
-        assert await them.count(first) == UNSURE
-        await them.age(first, second)
-        charged = {}
-        while len(charged) < 2:
-            found = await look(them.other)
-            if found.entry is not None:
-                charged[found.entry.id] = found.entry.crashes
-        assert charged == {long.id: 0, short.id: 1}
+        assert second.entry is not None
+        assert second.entry.id == short.id
+        assert not first.for_alone
+        assert not second.for_alone
+        assert [await them.count(one) for one in (long, short)] == [UNSURE] * 2
+        await them.age(long, short)
+        found = {}
+        while len(found) < 2:
+            again = await look(them.other)
+            if again.entry is not None:
+                found[again.entry.id] = (again.entry.crashes, again.for_alone)
+        assert found == {long.id: (0, True), short.id: (0, True)}
+
+
+@pytest.mark.parametrize("mark", [UNSURE, MARK, MARK + 1])
+async def test_who_was_a_suspect_before_is_left_until_it_may_run_alone(
+    url: str, name: str, client: Redis, mark: int
+) -> None:
+    """What kills after a while would never be found out if something always ran beside it."""
+    async with belonging(url, name, client) as them:
+        suspect, first, innocent = await them.deliver(OTHER, 3)
+        await client.xclaim(
+            name, GROUP, OTHER, 0, [suspect.id], retrycount=mark, justid=True
+        )
+        await them.age(first)
+        running = (await them.recover()).entry
+        assert running is not None
+        await them.age(suspect, innocent)
+
+        found = [(await look(them.one, running=running)).entry for _ in range(3)]
+
+        assert [one.id for one in found if one is not None] == [innocent.id]
+        assert await them.owner(suspect) == b"other"
+        assert await them.count(suspect) == mark
+        joined = await look(them.one, running=running, takes_any=True)
+        assert joined.entry is not None
+        assert (joined.entry.id, joined.for_alone) == (suspect.id, True)
+        crashes = max(0, mark - MARK + 1)
+        assert joined.entry.crashes == crashes
+        assert await them.count(suspect) == UNSURE + crashes
 
 
 async def test_earlier_crashes_are_kept_when_a_mark_is_taken_back(

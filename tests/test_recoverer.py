@@ -65,6 +65,7 @@ class Recovering:
         self.stream = stream
         self.client = client
         self.suspects: list[Entry] = []
+        self.longest: list[float] = []
         self.settled: list[tuple[Entry, Outcome]] = []
         self.mended = 0
         self.may_claim = self.is_free = self.suspect_ends = True
@@ -92,8 +93,9 @@ class Recovering:
             mend=self._mend,
         )
 
-    async def _run(self, entry: Entry) -> bool:
+    async def _run(self, entry: Entry, longest: float) -> bool:
         self.suspects.append(entry)
+        self.longest.append(longest)
         if self.gate is not None:
             await self.gate.wait()
         if self.suspect_ends:
@@ -185,10 +187,10 @@ async def test_the_next_is_not_taken_before_this_one_may_be_followed(
             await eventually(lambda: len(work.suspects) == 2)
 
 
-async def test_a_suspect_that_goes_on_loses_its_mark_to_the_next(
+async def test_suspects_that_run_together_are_not_marked(
     url: str, name: str, client: Redis
 ) -> None:
-    """Nobody could tell any more which of the two a process has died of."""
+    """Nobody could tell which of the two a process has died of."""
     async with recovering(url, name, client) as work:
         work.suspect_ends = False
         entries = await work.abandon(2)
@@ -199,8 +201,62 @@ async def test_a_suspect_that_goes_on_loses_its_mark_to_the_next(
         pending = await client.xpending_range(name, GROUP, "-", "+", 10, ONE)
         assert [(one["message_id"], one["times_delivered"]) for one in pending] == [
             (entries[0].id, 500),
-            (entries[1].id, MARK),
+            (entries[1].id, 500),
         ]
+
+
+async def test_many_that_end_at_once_are_run_at_once(
+    url: str, name: str, client: Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A process may have held hundreds: none waits for a turn of its own."""
+    monkeypatch.setitem(room_of_recoverer._SOON, "page", 60.0)
+    async with recovering(url, name, client, visibility=6.0) as work:
+        entries = await work.abandon(40)
+
+        async with looking(work):
+            await eventually(lambda: len(work.suspects) == 40)
+
+        assert [one.id for one in work.suspects] == [one.id for one in entries]
+
+
+@pytest.mark.parametrize(
+    ("deliveries", "longest"), [(1, 4.0), (500, 30.0), (MARK, 30.0), (MARK + 1, 30.0)]
+)
+async def test_who_was_a_suspect_before_has_longer_for_itself(
+    url: str,
+    name: str,
+    client: Redis,
+    monkeypatch: pytest.MonkeyPatch,
+    deliveries: int,
+    longest: float,
+) -> None:
+    """Others were only beside when their process ended: the next may start after some seconds."""
+    monkeypatch.setattr(room_of_recoverer, "_PAUSE", 0.2)
+    async with recovering(url, name, client, visibility=30.0) as work:
+        await work.abandon(deliveries=deliveries)
+
+        async with looking(work):
+            await eventually(lambda: len(work.suspects) == 1)
+
+        assert work.longest == [longest]
+
+
+async def test_who_was_a_suspect_before_waits_for_those_that_run(
+    url: str, name: str, client: Redis
+) -> None:
+    """For a visibility timeout: they may take an hour."""
+    async with recovering(url, name, client) as work:
+        work.suspect_ends = False
+        [innocent] = await work.abandon()
+        async with looking(work):
+            await eventually(lambda: len(work.suspects) == 1)
+            began = time.monotonic()
+            [suspect] = await work.abandon(deliveries=500)
+
+            await eventually(lambda: len(work.suspects) == 2)
+
+            assert time.monotonic() - began > VISIBILITY / 2
+        assert [one.id for one in work.suspects] == [innocent.id, suspect.id]
 
 
 @pytest.mark.parametrize(("deaths", "is_dead"), [(1, False), (2, False), (3, True)])

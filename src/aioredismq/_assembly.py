@@ -299,13 +299,11 @@ class Assembly:
             run = self._reader.reconsider
             self._start(self._tasks, run, run.__qualname__)
 
-    async def _run_suspect(self, entry: Entry) -> bool:
+    async def _run_suspect(self, entry: Entry, longest: float) -> bool:
         if self._dispatcher.is_closed:
             self._settler.settle(entry, Release())
             return True
-        return await self._dispatcher.run_suspect(
-            entry, alone=_ALONE, longest=self._config.visibility_timeout
-        )
+        return await self._dispatcher.run_suspect(entry, alone=_ALONE, longest=longest)
 
     def _lease_lost(self, entry_id: bytes, in_lane: bool) -> bool:
         if self._dispatcher.drop(entry_id, in_lane=in_lane):

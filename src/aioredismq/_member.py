@@ -72,12 +72,14 @@ class Recovered:
     Attributes:
         entry: Taken over, with its crashes; None when nothing abandoned was found.
         more: Whether there is more to look at, and nobody else of the group is at it.
+        for_alone: Whether it was a suspect when its process ended, and has to run alone now.
         lease_ends: Seconds until the first lease of others ends that was seen, unless it is
             renewed; None when none was.
     """
 
     entry: Entry | None
     more: bool
+    for_alone: bool = False
     lease_ends: float | None = None
 
 
@@ -245,6 +247,7 @@ class Member:
         visibility_timeout: float,
         take_until: float | None,
         running: Entry | None = None,
+        takes_any: bool = False,
     ) -> Recovered:
         """Look at a bounded part of what is pending, and take one abandoned entry over.
 
@@ -256,10 +259,11 @@ class Member:
                 longest that a live consumer of the group works with counts.
             take_until: Server time in seconds until which the request may claim; with None it only
                 writes down where the group stands.
-            running: A suspect that still runs: its mark is taken back when another is taken over,
-                as nobody could tell which of the two a process has died of.
+            running: A suspect that still runs: nobody could tell which of the two a process has
+                died of, so neither it nor what is taken over beside it is marked.
+            takes_any: Beside a suspect that runs, take over what has to run alone, too.
         """
-        entry, crashes, from_lane, more, ends = await self.link.run(
+        entry, crashes, from_lane, for_alone, more, ends = await self.link.run(
             scripts.RECOVER,
             [self._key, self._lane, *self._place(in_lane=False)],
             [
@@ -270,6 +274,7 @@ class Member:
                 0 if take_until is None else int(take_until * 1000),
                 b"" if running is None else running.id,
                 0 if running is None else int(running.in_lane),
+                int(takes_any),
                 int(_PACE * 1000),
             ],
             patience=0.0,
@@ -280,7 +285,10 @@ class Member:
             else None
         )
         return Recovered(
-            found, more=bool(more), lease_ends=None if ends < 0 else ends / 1000
+            found,
+            more=bool(more),
+            for_alone=bool(for_alone),
+            lease_ends=None if ends < 0 else ends / 1000,
         )
 
     # -- names ---------------------------------------------------------------------------------

@@ -47,13 +47,18 @@ _RETIRE_AFTER = 3600.0
 _TELL_EVERY = 60.0
 # Seconds a request to take over may be on its way; see lua/recover.lua.
 _FRESH = 0.5
-# While there is more to look at, and a little more than the pace of the group (see _member): so
-# one consumer goes on, and the others look again when it is their turn anyway.
-_NEXT_PAGE = 0.05
+# Seconds after which another suspect may start beside one that has not ended. One that was a
+# suspect before, when a process ended, runs alone for a visibility timeout: it may be what kills.
+_FOLLOWED_AFTER = 4.0
 # Between the pages of a sweep, each some 2.5 ms of the server's time.
 _NEXT_SWEPT = 0.1
 
-_Following: TypeAlias = Literal["later", "page", "mend"]
+_Following: TypeAlias = Literal["later", "page", "suspect", "mend"]
+
+# Seconds between looks while there is more to do. Between pages a little more than the pace of the
+# group (see _member): so one consumer goes on, and the others look again when it is their turn
+# anyway. Between suspects next to nothing: a process may have held hundreds, and they wait already.
+_SOON: dict[_Following, float] = {"page": 0.05, "suspect": 0.002, "mend": 0.05}
 
 
 class Recoverer:
@@ -76,7 +81,7 @@ class Recoverer:
         server_time: Callable[[], float | None],
         one_kept_free: Callable[[], AbstractContextManager[None]],
         free_worker: Callable[[float], Awaitable[bool]],
-        run_suspect: Callable[[Entry], Awaitable[bool]],
+        run_suspect: Callable[[Entry, float], Awaitable[bool]],
         settle: Callable[[Entry, Outcome], None],
         mend: Callable[[], Awaitable[None]],
     ) -> None:
@@ -92,8 +97,8 @@ class Recoverer:
             server_time: Tells the server's time; None when it is not known yet.
             one_kept_free: A block in which a worker that becomes free stays so.
             free_worker: Waits so many seconds for a free worker, and says whether there is one.
-            run_suspect: Runs an entry before and apart from others; returns when the next suspect
-                may start, and whether this one has ended.
+            run_suspect: Runs an entry before and apart from others; returns when it has ended, or
+                after so many seconds, and says whether it has.
             settle: Does what an outcome says with an entry.
             mend: Makes the group again when it is gone; raises when it was deleted on purpose.
         """
@@ -113,7 +118,7 @@ class Recoverer:
         self._brief = min(_PAUSE, visibility_timeout / 4)
         self._pause = _jittered(self._brief)
         self._stopped = asyncio.Event()
-        self._running: Entry | None = None
+        self._running: list[tuple[Entry, float]] = []
         self._tell_at = 0.0
         self._retire_at = time.monotonic() + random.uniform(0, _RETIRE_EVERY)
         self._sweep_from = ""
@@ -139,7 +144,7 @@ class Recoverer:
                 if is_gone:
                     await self._mend()
                     is_gone = False
-                following = "page" if await self._look() else "later"
+                following = await self._look()
                 await self._retire()
             except (ConnectionLostError, ServerNotReadyError, ServerFullError) as error:
                 logger.debug("could not look for abandoned messages: %s", error)
@@ -157,17 +162,16 @@ class Recoverer:
         due = time.monotonic() + self._pause
         while not self._stopped.is_set() and (left := due - time.monotonic()) > 0:
             pause = _NEXT_SWEPT if self._sweep_from else left
-            with move_on_after(
-                min(left, pause if following == "later" else _NEXT_PAGE)
-            ):
+            with move_on_after(min(left, _SOON.get(following, pause))):
                 await self._stopped.wait()
                 return
             if following == "mend":
                 return
-            if following == "page" and self._take_until() is not None:
+            if following == "later":
+                if self._sweep_from:
+                    await self._sweep()
+            elif self._take_until() is not None:
                 return
-            if following == "later" and self._sweep_from:
-                await self._sweep()
 
     async def _sweep(self) -> None:
         """Take off a page of what every group has settled."""
@@ -211,8 +215,8 @@ class Recoverer:
         now = self._server_time()
         return now + _FRESH if now is not None and self._may_claim() else None
 
-    async def _look(self) -> bool:
-        """Take one over if there is any; True when it is worth looking on at once.
+    async def _look(self) -> _Following:
+        """Take one over if there is any; says what is to follow.
 
         Only for a worker that is free, as it is marked from now on. Behind a backlog none ever is
         by chance: the first that has ended its handler waits for the answer.
@@ -223,22 +227,40 @@ class Recoverer:
                 await self._ask(None)
                 await self._retire()
                 if self._stopped.is_set():
-                    return False
+                    return "later"
             until = self._take_until()
             found = await self._ask(until)
-        entry = found.entry
-        if entry is None:
-            if until is not None:
-                self._pause = self._until_worth_it(found)
-            return found.more
+        if found.entry is not None:
+            await self._run(found.entry, for_alone=found.for_alone)
+            return "suspect"
+        if until is not None:
+            self._pause = self._until_worth_it(found)
+        return "page" if found.more else "later"
+
+    async def _run(self, entry: Entry, *, for_alone: bool) -> None:
+        """Run a suspect until the next may start, unless it has killed too often."""
         self._tell(entry)
         if entry.crashes >= self._max_crashes:
             detail = f"{entry.crashes} processes ended while they ran this message"
             self._settle(entry, DeadLetter(Failure("crashed", detail)))
-        else:
-            ended = await self._run_suspect(entry)
-            self._running = None if ended else entry
-        return True
+            return
+        begun, longest = elapsed(), self._visibility_timeout
+        if not for_alone:
+            longest = min(longest, _FOLLOWED_AFTER)
+        if not await self._run_suspect(entry, longest):
+            self._running.append((entry, begun))
+
+    def _still_running(self) -> tuple[Entry | None, bool]:
+        """Give the suspect that has run longest, and say whether what has to be alone may join."""
+        self._running = [
+            (entry, begun)
+            for entry, begun in self._running
+            if self._held.has(entry.id, in_lane=entry.in_lane)
+        ]
+        if not self._running:
+            return None, False
+        first, begun = self._running[0]
+        return first, elapsed() - begun >= self._visibility_timeout
 
     def _until_worth_it(self, found: Recovered) -> float:
         """Seconds until there may be something to take over: when a lease ends, if one was seen."""
@@ -249,6 +271,7 @@ class Recoverer:
 
     async def _ask(self, take_until: float | None) -> Recovered:
         """Ask for one that is abandoned; what is held here, or has just been settled, is not."""
+        running, takes_any = self._still_running()
         with (
             self._held.looking(in_lane=False) as in_stream,
             self._held.looking(in_lane=True) as in_lane,
@@ -257,7 +280,8 @@ class Recoverer:
             found = await self._member.recover(
                 visibility_timeout=self._visibility_timeout,
                 take_until=take_until,
-                running=self._running,
+                running=running,
+                takes_any=takes_any,
             )
             entry = found.entry
             if entry is None:

@@ -5,8 +5,8 @@
 -- looked for apart, or it would have to wait until its page comes. Where the group stands is written
 -- down on the way.
 -- The mark is the delivery count: it is set without a delivery, passes under a full memory, and goes
--- with XACK. 1000 + crashes: marked; abandoned again, it is charged one crash. 500 + crashes: it was
--- marked and still runs, but another suspect has started since, so nobody could say which one killed.
+-- with XACK. 1000 + crashes: marked; abandoned again, it is charged one crash. 500 + crashes: another
+-- suspect runs beside it, so nobody could say which one killed; abandoned again, it has to run alone.
 -- with: settled
 -- with: place
 -- KEYS[1] stream   KEYS[2] lane   KEYS[3] what all users agree on (hash)
@@ -15,11 +15,13 @@
 -- ARGV[5] server time (ms) until which one may be taken over; 0: none may. A request that was held up
 -- (a paused server, a silent line) comes when every lease looks abandoned, and must not claim.
 -- ARGV[6] id of a suspect of ours that still runs, or ''   ARGV[7] 1: it is from the lane, 0: not
--- ARGV[8] ms between two looks of the group that find nothing and have more to look at
--- Returns {entry or false, its crashes, 1 when from the lane, 1 when there is more to look at and it is
--- this consumer that looks, ms until the first lease of others that was seen ends unless it is renewed
--- or -1}.
+-- ARGV[8] 1: one that has to run alone may be taken beside it, 0: it may not
+-- ARGV[9] ms between two looks of the group that find nothing and have more to look at
+-- Returns {entry or false, its crashes, 1 when from the lane, 1 when it has to run alone, 1 when there is
+-- more to look at and it is this consumer that looks, ms until the first lease of others that was seen
+-- ends unless it is renewed or -1}.
 local MARK, UNSURE = 1000, 500
+local FEW = 10  -- behind one that was abandoned there mostly is another
 local page_size = tonumber(ARGV[4])
 
 local time = redis.call('TIME')
@@ -60,9 +62,9 @@ local function is_within(said_at, ms)
 end
 
 -- Somebody of the group has just looked, and goes on.
-if may_take and is_within(known[2], tonumber(ARGV[8])) then
+if may_take and is_within(known[2], tonumber(ARGV[9])) then
   remember()
-  return {false, 0, 0, 0, -1}
+  return {false, 0, 0, 0, 0, -1}
 end
 
 -- Only what came back carries crashes, in digits: anybody may write anything into a stream.
@@ -75,11 +77,13 @@ local function crashes_of(fields, in_lane)
   return 0
 end
 
-local taken, is_marked, crashes, from_lane, more = false, false, 0, 0, 0
+local taken, is_marked, crashes, from_lane, is_for_alone, more = false, false, 0, 0, 0, 0
+local is_beside = ARGV[6] ~= ''
 local ends = -1
 
 local function take(at, pending)
   local key, id, owner, count = KEYS[at], pending[1], pending[2], pending[4]
+  if is_beside and count >= UNSURE and owner ~= ARGV[2] and ARGV[8] == '0' then return end
   local entry = redis.call('XRANGE', key, id, id)[1]
   if not entry then
     redis.call('XACK', key, ARGV[1], id)
@@ -94,8 +98,10 @@ local function take(at, pending)
   if owner == ARGV[2] then
     redis.call('XCLAIM', key, ARGV[1], ARGV[2], 0, id, 'JUSTID')
   else
-    redis.call('XCLAIM', key, ARGV[1], ARGV[2], 0, id, 'RETRYCOUNT', MARK + crashes, 'JUSTID')
+    local mark = is_beside and UNSURE or MARK
+    redis.call('XCLAIM', key, ARGV[1], ARGV[2], 0, id, 'RETRYCOUNT', mark + crashes, 'JUSTID')
     is_marked = true
+    if count >= UNSURE or crashes > 0 then is_for_alone = 1 end
   end
   taken, from_lane = entry, at - 1
 end
@@ -114,36 +120,46 @@ local function take_of_missed(at)
   end
 end
 
-local looks_for_missed = not is_within(known[5], 1000)
-for at = 1, 2 do
-  if taken or not may_take then break end
-  local key, start = KEYS[at], starts[at]
-  local page = redis.pcall('XPENDING', key, ARGV[1], start, '+', page_size)
-  if page.err then
-    if at == 1 then return page end
-    page = {}  -- nothing has come back to this group yet
-  end
-  local following = '-'
-  if #page == page_size then following = '(' .. page[#page][1]; more = 1 end
+-- Take over the first of a page that is abandoned, and return its id.
+local function take_of(at, page)
   for _, pending in ipairs(page) do
     if pending[3] >= idle then
       take(at, pending)
-      if taken then
-        following, more = '(' .. pending[1], 1
-        break
-      end
+      if taken then return pending[1] end
     elseif pending[2] ~= ARGV[2] and (ends < 0 or idle - pending[3] < ends) then
       ends = idle - pending[3]
     end
   end
-  if not taken and #page == page_size and looks_for_missed then take_of_missed(at) end
+end
+
+local looks_for_missed = not is_within(known[5], 1000)
+local few = math.min(FEW, page_size)
+for at = 1, 2 do
+  if taken or not may_take then break end
+  local key, start, following = KEYS[at], starts[at], '-'
+  local page = redis.pcall('XPENDING', key, ARGV[1], start, '+', few)
+  if page.err then
+    if at == 1 then return page end
+    page = {}  -- nothing has come back to this group yet
+  end
+  local id = take_of(at, page)
+  if not id and #page == few and few < page_size then
+    page = redis.call('XPENDING', key, ARGV[1], start, '+', page_size)
+    id = take_of(at, page)
+  end
+  if id then
+    following, more = '(' .. id, 1
+  elseif #page == page_size then
+    following, more = '(' .. page[page_size][1], 1
+    if looks_for_missed then take_of_missed(at) end
+  end
   if following ~= start then
     to_remember[#to_remember + 1] = cursor_names[at]
     to_remember[#to_remember + 1] = following
   end
 end
 
-if is_marked and ARGV[6] ~= '' then
+if is_marked and is_beside then
   local key = KEYS[ARGV[7] + 1]
   local former = redis.call('XPENDING', key, ARGV[1], ARGV[6], ARGV[6], 1, ARGV[2])[1]
   if former and former[4] >= MARK then
@@ -165,4 +181,4 @@ if not may_take or starts[1] == '-' then
   local failure = write_place(KEYS[1], KEYS[3], KEYS[4], ARGV[1])
   if failure then return failure end
 end
-return {taken, crashes, from_lane, more, ends}
+return {taken, crashes, from_lane, is_for_alone, more, ends}
