@@ -3,8 +3,10 @@ from __future__ import annotations
 import io
 import os
 import pty
+import select
 import sys
 from contextlib import closing, contextmanager
+from functools import partial
 from typing import TYPE_CHECKING
 
 import pytest
@@ -21,6 +23,11 @@ from aioredismq._demo_tally import Figures
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+# Seconds after which nothing more will come.
+_PATIENCE = 10.0
+
+_CURSOR_IS_BACK = "\x1b[?25h"
+
 _SNAPSHOT = Snapshot(
     elapsed=2.5,
     expected=100,
@@ -32,15 +39,27 @@ _SNAPSHOT = Snapshot(
 
 
 @contextmanager
-def _terminal(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[], str]]:
-    """Make standard output a terminal; gives what it shows."""
+def _terminal(
+    monkeypatch: pytest.MonkeyPatch,
+) -> Iterator[Callable[[str], str]]:
+    """Make standard output a terminal; gives what it shows, up to some words and what follows.
+
+    What is written there comes out piece by piece, a little later.
+    """
     leader, follower = pty.openpty()
     monkeypatch.setenv("TERM", "xterm-256color")
     monkeypatch.setenv("COLUMNS", "100")
     with os.fdopen(follower, "w") as screen, monkeypatch.context() as patch:
         patch.setattr(sys, "stdout", screen)
-        yield lambda: os.read(leader, 100_000).decode()
+        yield partial(_shown, leader)
     os.close(leader)
+
+
+def _shown(leader: int, last: str) -> str:
+    shown = b""
+    while last.encode() not in shown and select.select([leader], [], [], _PATIENCE)[0]:
+        shown += os.read(leader, 100_000)
+    return shown.decode()
 
 
 def test_a_plain_line_has_everything(capsys: pytest.CaptureFixture[str]) -> None:
@@ -76,7 +95,7 @@ def test_a_terminal_gets_a_live_table(monkeypatch: pytest.MonkeyPatch) -> None:
         with closing(choose_display()) as display:
             assert isinstance(display, LiveDisplay)
             display.show(_SNAPSHOT)
-        shown = seen()
+        shown = seen(_CURSOR_IS_BACK)
 
     for words in ("60 of 100", "16/s", "p99 12.3 ms", "consumer 1", "[SIGKILL]"):
         assert words in shown
@@ -97,7 +116,8 @@ def test_without_the_extra_a_terminal_gets_plain_lines(
     monkeypatch.setitem(sys.modules, "rich.live", None)
     with _terminal(monkeypatch) as seen:
         assert isinstance(choose_display(), PlainDisplay)
-        assert "pip install 'aioredismq[demo]'" in seen()
+        advice = "pip install 'aioredismq[demo]'"
+        assert advice in seen(advice)
 
 
 def test_without_the_extra_latencies_say_what_is_missing(
