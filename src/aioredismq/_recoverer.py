@@ -157,7 +157,7 @@ class Recoverer:
     async def _wait(self, following: _Following) -> None:
         """Wait for the next look, and sweep meanwhile if it is time for that.
 
-        A page is worth a look only when what it has may be taken over.
+        A page or another suspect is worth a look only when something may be taken over.
         """
         due = time.monotonic() + self._pause
         while not self._stopped.is_set() and (left := due - time.monotonic()) > 0:
@@ -172,6 +172,8 @@ class Recoverer:
                     await self._sweep()
             elif self._take_until() is not None:
                 return
+            else:
+                following = "page"
 
     async def _sweep(self) -> None:
         """Take off a page of what every group has settled."""
